@@ -1,0 +1,71 @@
+"""What the workbench asks of an engine, whichever it is."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Callable, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from core.types import Completion, Delta, EngineInfo, EngineSpec, EngineStats, Message, Request
+
+Report = Callable[[str], None]
+"""Called during a load with a short phrase for the stage that begins."""
+
+
+@dataclass(frozen=True, slots=True)
+class Capabilities:
+    """What this engine can do; pages ask this, never which engine it is."""
+
+    chat: bool = True
+    priority: bool = False
+    unsupported_params: frozenset[str] = frozenset()
+
+
+class Engine(Protocol):
+    """One loaded model.
+
+    The coroutines run on the runtime's loop. `encode`, `decode`, `render_chat`
+    and `stats` are plain calls, safe from any thread.
+    """
+
+    spec: EngineSpec
+    info: EngineInfo
+    capabilities: Capabilities
+
+    def stream(self, request: Request) -> AsyncIterator[Delta | Completion]:
+        """Yield a Delta a step, then one Completion. Closing the iterator aborts the request.
+
+        Raises RequestRejected for this request's own fault, EngineDied when the engine is gone.
+        """
+        ...
+
+    async def complete(self, request: Request) -> Completion:
+        """Generate without streaming. Cancelling the task aborts the request. Raises as `stream`."""
+        ...
+
+    def encode(self, texts: Sequence[str], *, add_special_tokens: bool = False) -> list[list[int]]:
+        """Token ids of each text."""
+        ...
+
+    def decode(self, token_ids: Sequence[int]) -> str:
+        """Text of token ids, special tokens left out."""
+        ...
+
+    def render_chat(self, chats: Sequence[Sequence[Message]]) -> list[str]:
+        """Prompt text of each chat by the model's own template, ready for the assistant's turn.
+
+        Raises TemplateError when the model has no chat template or it refuses the messages.
+        """
+        ...
+
+    def stats(self) -> EngineStats:
+        """The engine's counters now."""
+        ...
+
+    async def check(self) -> None:
+        """Return while the engine is alive; raise EngineDied when it is not."""
+        ...
+
+    async def close(self) -> None:
+        """End the engine and its processes, and free its memory. Safe to call twice."""
+        ...

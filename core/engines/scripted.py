@@ -1,0 +1,148 @@
+"""A deterministic engine without a model: to try a file and a template at no cost, and for tests.
+
+The answer to a prompt is a fixed function of its text and the parameters, a
+token is a word with the space before it. It obeys max_tokens, min_tokens, stop,
+ignore_eos and seed, refuses prompts over the context length as vLLM does, and
+takes as long as `tokens_per_s` says (0: no time).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import re
+import time
+from collections.abc import AsyncIterator, Sequence
+from typing import Any
+
+from core.engines.base import Capabilities
+from core.errors import RequestRejected
+from core.types import Completion, Delta, EngineInfo, EngineSpec, EngineStats, Message, Request, Timing
+
+_TOKEN = re.compile(r"\s*\S+|\s+$")
+_ANSWER_TOKENS = 12
+_CONTEXT_TOKENS = 8192
+_SLOTS = 256
+
+
+class ScriptedEngine:
+    """`tokens_per_s` is the speed of each request by itself; 0 answers at once."""
+
+    capabilities = Capabilities(priority=False)
+
+    def __init__(self, spec: EngineSpec, *, tokens_per_s: float = 0) -> None:
+        self.spec = spec
+        self.info = EngineInfo(
+            model="scripted",
+            revision=None,
+            device="none",
+            dtype="text",
+            max_model_len=spec.max_model_len or _CONTEXT_TOKENS,
+            max_num_seqs=spec.max_num_seqs or _SLOTS,
+            batch_slots=spec.max_num_seqs or _SLOTS,
+            kv_cache_tokens=None,
+            kv_cache_bytes=None,
+            has_chat_template=True,
+            generation_config={},
+            engine_version="scripted",
+            settings={},
+            load_s=0.0,
+        )
+        self._seconds_per_token = 1 / tokens_per_s if tokens_per_s else 0.0
+        self._vocabulary: dict[str, int] = {}
+        self._words: list[str] = []
+        self._running = 0
+        self._prompt_tokens = 0
+        self._output_tokens = 0
+
+    async def stream(self, request: Request) -> AsyncIterator[Delta | Completion]:
+        text = request.prompt if isinstance(request.prompt, str) else self.decode(request.prompt)
+        prompt_tokens = len(_TOKEN.findall(text))
+        limit = self.info.max_model_len
+        if prompt_tokens >= limit:
+            raise RequestRejected(
+                f"The prompt has {prompt_tokens} tokens; the context holds {limit}, the answer included.",
+                hint="Shorten the prompt.",
+            )
+        sent = time.monotonic()
+        first = last = None
+        tokens, finish_reason = _answer(text, request.params, limit - prompt_tokens)
+        self._running += 1
+        self._prompt_tokens += prompt_tokens
+        try:
+            for token in tokens:
+                if self._seconds_per_token:
+                    await asyncio.sleep(self._seconds_per_token)
+                last = time.monotonic()
+                first = first or last
+                self._output_tokens += 1
+                yield Delta(token, 1, last)
+        finally:
+            self._running -= 1
+        yield Completion(
+            text="".join(tokens),
+            finish_reason=finish_reason,
+            prompt_tokens=prompt_tokens,
+            output_tokens=len(tokens),
+            timing=Timing(sent, first, last),
+        )
+
+    async def complete(self, request: Request) -> Completion:
+        stream = self.stream(request)
+        try:
+            async for item in stream:
+                if isinstance(item, Completion):
+                    return item
+        finally:
+            await stream.aclose()
+        raise AssertionError("the stream ends with a Completion")
+
+    def encode(self, texts: Sequence[str], *, add_special_tokens: bool = False) -> list[list[int]]:
+        return [[self._id(token) for token in _TOKEN.findall(text)] for text in texts]
+
+    def decode(self, token_ids: Sequence[int]) -> str:
+        return "".join(self._words[token_id] for token_id in token_ids)
+
+    def render_chat(self, chats: Sequence[Sequence[Message]]) -> list[str]:
+        return ["".join(f"<{m.role}>\n{m.content}\n" for m in chat) + "<assistant>\n" for chat in chats]
+
+    def stats(self) -> EngineStats:
+        return EngineStats(
+            running=self._running, prompt_tokens=self._prompt_tokens, output_tokens=self._output_tokens
+        )
+
+    async def check(self) -> None:
+        return None
+
+    async def close(self) -> None:
+        return None
+
+    def _id(self, token: str) -> int:
+        if token not in self._vocabulary:
+            self._vocabulary[token] = len(self._words)
+            self._words.append(token)
+        return self._vocabulary[token]
+
+
+def _answer(prompt: str, params: Any, room: int) -> tuple[list[str], str]:
+    """The tokens of the answer and its finish reason."""
+    key = f"{prompt}\x00{params.get('seed')}" if params.get("temperature", 1.0) else prompt
+    digest = hashlib.sha256(key.encode("utf-8", "surrogatepass")).hexdigest()
+    echo = re.sub(r"<(system|user|assistant)>", " ", prompt).split()[-_ANSWER_TOKENS:]
+    tokens = [f"scripted-{digest[:8]}", *(f" {word}" for word in echo)]
+    most = min(params.get("max_tokens", 256), room)
+    least = most if params.get("ignore_eos") else min(params.get("min_tokens", 0), most)
+    while len(tokens) < least:
+        tokens.append(f" {digest[len(tokens) % 56 :][:8]}")
+    finish_reason = "length" if len(tokens) > most or params.get("ignore_eos") else "stop"
+    return _cut_at_stop(tokens[:most], params, finish_reason)
+
+
+def _cut_at_stop(tokens: list[str], params: Any, finish_reason: str) -> tuple[list[str], str]:
+    text = "".join(tokens)
+    found = [(text.index(stop), stop) for stop in params.get("stop") or () if stop in text]
+    if not found:
+        return tokens, finish_reason
+    at, stop = min(found)
+    text = text[: at + len(stop)] if params.get("include_stop_str_in_output") else text[:at]
+    return _TOKEN.findall(text), "stop"

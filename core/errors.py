@@ -1,0 +1,108 @@
+"""Every exception this package raises on purpose.
+
+    WorkbenchError
+    ├── SettingsError          an environment variable or setting that makes no sense
+    ├── MachineError           this machine or installation lacks something
+    ├── ModelError             a model that isn't there or can't be prepared
+    ├── TableError             a file that can't be read or written, or clashing columns
+    ├── TemplateError          a prompt template that can't be compiled or rendered
+    │   └── UnknownColumn
+    ├── ParameterError         a sampling parameter that is unknown or out of range
+    ├── EngineError
+    │   ├── EngineUnavailable  this engine can't run here (a CUDA build without a GPU)
+    │   ├── EngineLoadError    the load failed; `log` holds the engine's last lines
+    │   ├── EngineNotReady     nothing is loaded yet
+    │   ├── EngineDied         the engine's process ended under its requests
+    │   └── RequestRejected    the engine refused one request (too long, bad parameter)
+    └── RunError
+        ├── RunNotFound
+        └── RunBusy            another process works on this run
+
+The message says what failed and on what, in one line; `hint` says what to do next.
+"""
+
+from __future__ import annotations
+
+
+class WorkbenchError(Exception):
+    """Base of all errors that a user may see."""
+
+    def __init__(self, message: str, *, hint: str = "") -> None:
+        super().__init__(message)
+        self.message = message
+        self.hint = hint
+
+    def __str__(self) -> str:
+        return f"{self.message} {self.hint}".strip()
+
+
+class SettingsError(WorkbenchError):
+    pass
+
+
+class MachineError(WorkbenchError):
+    pass
+
+
+class ModelError(WorkbenchError):
+    pass
+
+
+class TableError(WorkbenchError):
+    """`line` is the 1-based line of the file where it went wrong, if known."""
+
+    def __init__(self, message: str, *, hint: str = "", line: int | None = None) -> None:
+        super().__init__(message, hint=hint)
+        self.line = line
+
+
+class TemplateError(WorkbenchError):
+    pass
+
+
+class UnknownColumn(TemplateError):
+    pass
+
+
+class ParameterError(WorkbenchError):
+    pass
+
+
+class EngineError(WorkbenchError):
+    pass
+
+
+class EngineUnavailable(EngineError):
+    pass
+
+
+class EngineLoadError(EngineError):
+    """`log` holds the engine's own last lines, oldest first."""
+
+    def __init__(self, message: str, *, hint: str = "", log: tuple[str, ...] = ()) -> None:
+        super().__init__(message, hint=hint)
+        self.log = log
+
+
+class EngineNotReady(EngineError):
+    pass
+
+
+class EngineDied(EngineError):
+    pass
+
+
+class RequestRejected(EngineError):
+    pass
+
+
+class RunError(WorkbenchError):
+    pass
+
+
+class RunNotFound(RunError):
+    pass
+
+
+class RunBusy(RunError):
+    pass

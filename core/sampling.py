@@ -1,0 +1,307 @@
+"""The one table of sampling parameters: widgets, command line, validation and docs come from it.
+
+Names, meaning and ranges are vLLM's (`vllm.SamplingParams`), which are OpenAI's
+where OpenAI has them. Pure: imports no engine.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from difflib import get_close_matches
+from typing import Any, Literal
+
+from core.errors import ParameterError
+
+Kind = Literal["float", "int", "bool", "text_list", "int_list", "map"]
+Group = Literal["basic", "penalties", "stopping", "output"]
+
+GROUPS: dict[Group, str] = {
+    "basic": "Sampling",
+    "penalties": "Penalties",
+    "stopping": "Length and stopping",
+    "output": "Output",
+}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Parameter:
+    """One row of the table.
+
+    `minimum` and `maximum` are inclusive unless `above` excludes the minimum;
+    `low`, `high` and `step` bound the slider, not the value. `default` None
+    means "not sent". `form` puts it into the short form of the pages.
+    """
+
+    name: str
+    kind: Kind
+    group: Group
+    default: Any
+    help: str
+    minimum: float | None = None
+    maximum: float | None = None
+    above: bool = False
+    low: float | None = None
+    high: float | None = None
+    step: float | None = None
+    form: bool = False
+
+    def parse(self, value: Any) -> Any:
+        """Return `value` in the parameter's own type. Raises ParameterError."""
+        if value is None:
+            return None
+        try:
+            parsed = _PARSERS[self.kind](value)
+        except (TypeError, ValueError) as error:
+            raise ParameterError(
+                f"{self.name}={value!r} is not {_KIND_WORDS[self.kind]}.", hint=self.help
+            ) from error
+        if self.kind in ("float", "int"):
+            self._check_range(parsed)
+        return parsed
+
+    def _check_range(self, value: float) -> None:
+        too_low = self.minimum is not None and (value <= self.minimum if self.above else value < self.minimum)
+        too_high = self.maximum is not None and value > self.maximum
+        if too_low or too_high or not math.isfinite(value):
+            raise ParameterError(f"{self.name}={value} is out of range: {self.range_text}.", hint=self.help)
+
+    @property
+    def range_text(self) -> str:
+        """The allowed values in words: "0 to 2", "above 0", "any number"."""
+        if self.kind not in ("float", "int"):
+            return _KIND_WORDS[self.kind]
+        low, high = self.minimum, self.maximum
+        if low is None and high is None:
+            return "any number"
+        if high is None:
+            return f"above {low:g}" if self.above else f"{low:g} or more"
+        return f"above {low:g}, up to {high:g}" if self.above else f"{low:g} to {high:g}"
+
+
+def _parse_float(value: Any) -> float:
+    if isinstance(value, bool):
+        raise ValueError(value)
+    return float(value)
+
+
+def _parse_int(value: Any) -> int:
+    if isinstance(value, bool):
+        raise ValueError(value)
+    number = float(value)
+    if number != int(number):
+        raise ValueError(value)
+    return int(value) if isinstance(value, str) and value.lstrip("+-").isdigit() else int(number)
+
+
+def _parse_bool(value: Any) -> bool:
+    if isinstance(value, bool):
+        return value
+    word = str(value).strip().lower()
+    if word in ("true", "yes", "on", "1"):
+        return True
+    if word in ("false", "no", "off", "0"):
+        return False
+    raise ValueError(value)
+
+
+def _parse_text_list(value: Any) -> list[str]:
+    """A list of strings; one string is one item, a JSON array in a string is read as such."""
+    if isinstance(value, str):
+        value = _json_or(value, [value])
+    if not isinstance(value, list | tuple):
+        raise ValueError(value)
+    if not all(isinstance(item, str) for item in value):
+        raise ValueError(value)
+    return [item for item in value if item]
+
+
+def _parse_int_list(value: Any) -> list[int]:
+    if isinstance(value, str):
+        value = _json_or(value, [part for part in value.split(",") if part.strip()])
+    if isinstance(value, int) and not isinstance(value, bool):
+        value = [value]
+    return [_parse_int(item) for item in value]
+
+
+def _parse_map(value: Any) -> dict[int, float]:
+    if isinstance(value, str):
+        value = json.loads(value)
+    if not isinstance(value, dict):
+        raise ValueError(value)
+    return {_parse_int(key): _parse_float(number) for key, number in value.items()}
+
+
+def _json_or(text: str, otherwise: Any) -> Any:
+    if not text.lstrip().startswith("["):
+        return otherwise
+    try:
+        return json.loads(text)
+    except json.JSONDecodeError:
+        return otherwise
+
+
+_PARSERS = {
+    "float": _parse_float,
+    "int": _parse_int,
+    "bool": _parse_bool,
+    "text_list": _parse_text_list,
+    "int_list": _parse_int_list,
+    "map": _parse_map,
+}
+_KIND_WORDS = {
+    "float": "a number",
+    "int": "a whole number",
+    "bool": "true or false",
+    "text_list": "a text or a list of texts",
+    "int_list": "a list of token ids",
+    "map": "a JSON object of token id to number",
+}
+
+PARAMETERS: tuple[Parameter, ...] = (
+    Parameter(
+        name="temperature", kind="float", group="basic", default=1.0, minimum=0, maximum=100,
+        low=0, high=2, step=0.05, form=True,
+        help="How freely to choose: 0 always takes the likeliest token, higher values vary more.",
+    ),
+    Parameter(
+        name="top_p", kind="float", group="basic", default=1.0, minimum=0, maximum=1, above=True,
+        low=0.05, high=1, step=0.05, form=True,
+        help="Choose only among the likeliest tokens that together reach this probability; 1 is off.",
+    ),
+    Parameter(
+        name="top_k", kind="int", group="basic", default=0, minimum=-1, low=0, high=200, step=1, form=True,
+        help="Choose only among this many likeliest tokens; 0 is off.",
+    ),
+    Parameter(
+        name="min_p", kind="float", group="basic", default=0.0, minimum=0, maximum=1,
+        low=0, high=1, step=0.01, form=True,
+        help="Drop tokens less likely than this share of the likeliest one; 0 is off.",
+    ),
+    Parameter(
+        name="seed", kind="int", group="basic", default=None, minimum=-(2**63), maximum=2**63 - 1, form=True,
+        help="The same seed and parameters give the same answer again; empty means a new one each time.",
+    ),
+    Parameter(
+        name="repetition_penalty", kind="float", group="penalties", default=1.0,
+        minimum=0, above=True, maximum=10, low=0.5, high=2, step=0.05, form=True,
+        help="Above 1 makes tokens of the prompt and the answer less likely to come again; 1 is off.",
+    ),
+    Parameter(
+        name="presence_penalty", kind="float", group="penalties", default=0.0, minimum=-2, maximum=2,
+        low=-2, high=2, step=0.1, form=True,
+        help="Above 0 favours tokens the answer has not used yet; 0 is off.",
+    ),
+    Parameter(
+        name="frequency_penalty", kind="float", group="penalties", default=0.0, minimum=-2, maximum=2,
+        low=-2, high=2, step=0.1, form=True,
+        help="Above 0 makes a token less likely each time the answer uses it; 0 is off.",
+    ),
+    Parameter(
+        name="max_tokens", kind="int", group="stopping", default=256, minimum=1,
+        low=1, high=4096, step=1, form=True,
+        help="The longest answer, in tokens; a longer one is cut with finish reason 'length'.",
+    ),
+    Parameter(
+        name="stop", kind="text_list", group="stopping", default=None, form=True,
+        help="Texts that end the answer as soon as one appears; they are left out of it.",
+    ),
+    Parameter(
+        name="min_tokens", kind="int", group="stopping", default=0, minimum=0, low=0, high=4096, step=1,
+        help="The shortest answer, in tokens: it can't end before.",
+    ),
+    Parameter(
+        name="stop_token_ids", kind="int_list", group="stopping", default=None,
+        help="Token ids that end the answer.",
+    ),
+    Parameter(
+        name="ignore_eos", kind="bool", group="stopping", default=False,
+        help="Go on past the model's end-of-text token, to max_tokens; for measuring speed.",
+    ),
+    Parameter(
+        name="include_stop_str_in_output", kind="bool", group="output", default=False,
+        help="Keep the stop text at the end of the answer.",
+    ),
+    Parameter(
+        name="skip_special_tokens", kind="bool", group="output", default=True,
+        help="Leave the model's control tokens out of the answer.",
+    ),
+    Parameter(
+        name="bad_words", kind="text_list", group="output", default=None,
+        help="Texts the answer must not contain.",
+    ),
+    Parameter(
+        name="logit_bias", kind="map", group="output", default=None,
+        help='Raise or lower single tokens, as JSON: {"1234": -100} forbids token 1234.',
+    ),
+)  # fmt: skip
+
+BY_NAME: dict[str, Parameter] = {parameter.name: parameter for parameter in PARAMETERS}
+
+
+def find(name: str) -> Parameter:
+    """The row named `name`. Raises ParameterError, with the nearest name that exists."""
+    if name in BY_NAME:
+        return BY_NAME[name]
+    near = get_close_matches(name, BY_NAME, n=1)
+    hint = f"Did you mean {near[0]}?" if near else f"Known parameters: {', '.join(BY_NAME)}."
+    raise ParameterError(f"There is no sampling parameter {name!r}.", hint=hint)
+
+
+def validate(params: Mapping[str, Any]) -> dict[str, Any]:
+    """`params` with each value in its own type; None values are left out. Raises ParameterError."""
+    parsed = {name: find(name).parse(value) for name, value in params.items()}
+    result = {name: value for name, value in parsed.items() if value is not None and value != []}
+    if result.get("min_tokens", 0) > result.get("max_tokens", math.inf):
+        raise ParameterError(
+            f"min_tokens={result['min_tokens']} is more than max_tokens={result['max_tokens']}.",
+            hint="Lower min_tokens or raise max_tokens.",
+        )
+    return result
+
+
+def parse_assignments(assignments: Iterable[str]) -> dict[str, Any]:
+    """`["temperature=0", "stop=END", "stop=\\n"]` -> validated params; a repeated list parameter adds up.
+
+    Raises ParameterError.
+    """
+    raw: dict[str, Any] = {}
+    for assignment in assignments:
+        name, equals, text = assignment.partition("=")
+        name = name.strip()
+        if not equals or not name:
+            raise ParameterError(
+                f"{assignment!r} is not of the form name=value.", hint="Write temperature=0, say."
+            )
+        value = find(name).parse(text)
+        if name in raw and isinstance(raw[name], list):
+            raw[name] = raw[name] + value
+        elif name in raw:
+            raise ParameterError(f"{name} is given twice.", hint="Give it once.")
+        else:
+            raw[name] = value
+    return validate(raw)
+
+
+def defaults(generation_config: Mapping[str, Any] | None = None) -> dict[str, Any]:
+    """The table's defaults, overlaid with what the model's generation_config.json recommends.
+
+    Values of the model that this table would refuse (a temperature of null, say) are left out.
+    """
+    result = {parameter.name: parameter.default for parameter in PARAMETERS if parameter.default is not None}
+    for name in ("temperature", "top_p", "top_k", "min_p", "repetition_penalty"):
+        value = (generation_config or {}).get(name)
+        if value is None:
+            continue
+        try:
+            result[name] = BY_NAME[name].parse(value)
+        except ParameterError:  # a model's own odd value must not stop anybody from using it
+            result.setdefault(name, BY_NAME[name].default)
+    return result
+
+
+def is_deterministic(params: Mapping[str, Any]) -> bool:
+    """True when the same prompt with these params gives the same answer by design."""
+    return params.get("temperature", 1.0) == 0 or params.get("seed") is not None or params.get("top_k") == 1

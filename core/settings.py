@@ -1,0 +1,80 @@
+"""Settings of the whole workbench, from the environment (prefix `WORKBENCH_`) or a `.env` file."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import platformdirs
+from pydantic import Field, ValidationError
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+from core.errors import SettingsError
+
+
+class Settings(BaseSettings):
+    """Frozen. `WORKBENCH_HOME=/data/wb` sets `home`, and so on for each field."""
+
+    model_config = SettingsConfigDict(env_prefix="WORKBENCH_", env_file=".env", frozen=True, extra="ignore")
+
+    home: Path = Field(
+        default_factory=lambda: platformdirs.user_data_path("vllm-workbench", appauthor=False),
+        description="Workspace folder: catalogue, runs, the embedded model, logs.",
+    )
+    engine: str = Field(default="vllm", description="Engine that is loaded at start: vllm or scripted.")
+    model: str = Field(
+        default="embedded",
+        description="Model that is loaded at start: 'embedded', a folder, or a Hugging Face id.",
+    )
+    autoload: bool = Field(default=True, description="Load the engine when the workbench starts.")
+    max_model_len: int | None = Field(default=None, ge=16, description="Context length in tokens.")
+    max_num_seqs: int | None = Field(default=None, ge=1, description="Requests in the engine's batch.")
+    kv_cache_memory_bytes: int | None = Field(default=None, ge=1 << 20, description="KV cache in bytes.")
+    gpu_memory_utilization: float | None = Field(default=None, gt=0, le=1, description="Share of GPU memory.")
+    enforce_eager: bool | None = Field(default=None, description="No torch.compile, no CUDA graphs.")
+    scripted_tokens_per_s: float = Field(
+        default=0,
+        ge=0,
+        description="Speed of the scripted engine, tokens/s per request; 0 answers at once.",
+    )
+
+    @property
+    def runs_dir(self) -> Path:
+        return self.home / "runs"
+
+    @property
+    def models_dir(self) -> Path:
+        return self.home / "models"
+
+    @property
+    def logs_dir(self) -> Path:
+        return self.home / "logs"
+
+    @property
+    def catalogue_path(self) -> Path:
+        return self.home / "workbench.sqlite"
+
+
+def load_settings() -> Settings:
+    """Read the environment and make the workspace folder.
+
+    Raises SettingsError when a value makes no sense or the folder can't be written.
+    """
+    try:
+        settings = Settings()
+    except ValidationError as error:
+        first = error.errors()[0]
+        name = "WORKBENCH_" + "_".join(str(part) for part in first["loc"]).upper()
+        raise SettingsError(
+            f"{name}={first['input']!r} can't be used: {first['msg']}.", hint="Change or unset it."
+        ) from error
+    home = settings.home.expanduser().resolve()
+    settings = settings.model_copy(update={"home": home})
+    try:
+        for folder in (settings.runs_dir, settings.models_dir, settings.logs_dir):
+            folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise SettingsError(
+            f"The workspace folder {home} can't be written: {error.strerror}.",
+            hint="Set WORKBENCH_HOME to a folder of your own.",
+        ) from error
+    return settings

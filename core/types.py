@@ -1,0 +1,179 @@
+"""The nouns that cross a module's border. Times are seconds on `time.monotonic()`."""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+Role = Literal["system", "user", "assistant"]
+FinishReason = Literal["stop", "length", "abort"]
+Prompt = str | Sequence[int]
+"""Text for the engine to tokenize, or token ids that are sent as they are."""
+
+
+@dataclass(frozen=True, slots=True)
+class Message:
+    """One turn of a conversation, as OpenAI's chat API has it."""
+
+    role: Role
+    content: str
+
+    def as_dict(self) -> dict[str, str]:
+        return {"role": self.role, "content": self.content}
+
+
+class Priority(enum.IntEnum):
+    """Order in which waiting requests enter the engine's batch; vLLM takes the lowest first."""
+
+    CHAT = -10
+    API = 0
+    BATCH = 10
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Request:
+    """One generation. `params` holds names of `core.sampling`, validated there."""
+
+    id: str
+    prompt: Prompt
+    params: Mapping[str, Any] = field(default_factory=dict)
+    priority: Priority = Priority.CHAT
+
+
+@dataclass(frozen=True, slots=True)
+class Timing:
+    """When a request was sent, and when its first and last token came.
+
+    Definitions as in `vllm bench serve`: TTFT is sent -> first token, E2EL is
+    sent -> last token, TPOT is (E2EL - TTFT) / (output tokens - 1).
+    """
+
+    sent_s: float
+    first_token_s: float | None
+    last_token_s: float | None
+
+    @property
+    def ttft_s(self) -> float | None:
+        return None if self.first_token_s is None else self.first_token_s - self.sent_s
+
+    @property
+    def e2el_s(self) -> float | None:
+        return None if self.last_token_s is None else self.last_token_s - self.sent_s
+
+    def tpot_s(self, output_tokens: int) -> float | None:
+        if self.first_token_s is None or self.last_token_s is None or output_tokens < 2:
+            return None
+        return (self.last_token_s - self.first_token_s) / (output_tokens - 1)
+
+    def output_tokens_per_s(self, output_tokens: int) -> float | None:
+        """The speed a reader sees: 1 / TPOT, the wait for the first token left out."""
+        tpot = self.tpot_s(output_tokens)
+        return None if not tpot else 1 / tpot
+
+
+@dataclass(frozen=True, slots=True)
+class Delta:
+    """What one engine step added to an answer. `text` may be empty while a character is incomplete."""
+
+    text: str
+    tokens: int
+    at_s: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Completion:
+    """A finished answer. `cached_tokens`: prompt tokens served from the prefix cache, None if unknown."""
+
+    text: str
+    finish_reason: FinishReason
+    prompt_tokens: int
+    output_tokens: int
+    timing: Timing
+    cached_tokens: int | None = None
+
+
+EngineName = Literal["vllm", "scripted"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EngineSpec:
+    """What to load. None means: chosen for this machine at load time.
+
+    Names are vLLM's engine arguments. `kv_cache_memory_bytes` is in bytes,
+    `max_model_len` in tokens, `gpu_memory_utilization` a share from 0 to 1.
+    `max_num_seqs` is what a batch may fill; the engine gets a few slots more, for chats.
+    """
+
+    engine: EngineName = "vllm"
+    model: str = "embedded"
+    revision: str | None = None
+    dtype: str = "auto"
+    max_model_len: int | None = None
+    max_num_seqs: int | None = None
+    max_num_batched_tokens: int | None = None
+    kv_cache_memory_bytes: int | None = None
+    gpu_memory_utilization: float | None = None
+    enforce_eager: bool | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EngineInfo:
+    """What was loaded, with the values really in force.
+
+    `model` is the name to show, `batch_slots` the requests a batch may keep in
+    flight, `kv_cache_tokens` the tokens that fit the KV cache (None if unknown).
+    """
+
+    model: str
+    revision: str | None
+    device: str
+    dtype: str
+    max_model_len: int
+    max_num_seqs: int
+    batch_slots: int
+    kv_cache_tokens: int | None
+    kv_cache_bytes: int | None
+    has_chat_template: bool
+    generation_config: Mapping[str, Any]
+    engine_version: str
+    settings: Mapping[str, Any]
+    load_s: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EngineStats:
+    """A reading of the engine's counters. `kv_cache_usage` is a share from 0 to 1; totals count from load."""
+
+    running: int = 0
+    waiting: int = 0
+    kv_cache_usage: float | None = None
+    prompt_tokens: int = 0
+    output_tokens: int = 0
+    prefix_queries: int = 0
+    prefix_hits: int = 0
+
+
+EnginePhase = Literal["empty", "loading", "ready", "restarting", "unloading", "failed"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EngineStatus:
+    """One look at the runtime: enough to draw the engine bar without touching the engine.
+
+    `stage` is a short phrase ("Loading weights"), `since_s` seconds in this
+    phase, `log` the engine's own last lines. `error` is set when the phase is
+    "failed". `rates` holds (seconds ago, output tokens/s), oldest first.
+    """
+
+    phase: EnginePhase
+    stage: str = ""
+    since_s: float = 0.0
+    spec: EngineSpec | None = None
+    info: EngineInfo | None = None
+    stats: EngineStats = EngineStats()
+    output_tokens_per_s: float = 0.0
+    rates: tuple[tuple[float, float], ...] = ()
+    error: Exception | None = None
+    log: tuple[str, ...] = ()
