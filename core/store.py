@@ -1,0 +1,343 @@
+"""The catalogue: one SQLite file that lists runs, conversations and comparisons.
+
+Safe with several processes (write-ahead log, busy timeout): the app and any
+number of `python -m core` at once. What a run holds lies in its own folder
+(`core.runs`); the catalogue only says that it exists and how far it is.
+Times are UTC.
+"""
+
+from __future__ import annotations
+
+import datetime as dt
+import json
+import secrets
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any, Literal
+
+import sqlalchemy as sa
+import sqlalchemy.dialects.sqlite
+
+from core.errors import WorkbenchError
+from core.types import Message, Role
+
+RunState = Literal["draft", "queued", "running", "stopped", "interrupted", "failed", "finished"]
+MessageState = Literal["generating", "complete", "stopped", "interrupted", "error"]
+
+_metadata = sa.MetaData()
+
+
+class _Json(sa.types.TypeDecorator[Any]):
+    impl = sa.Text
+    cache_ok = True
+
+    def process_bind_param(self, value: Any, dialect: Any) -> str | None:
+        return None if value is None else json.dumps(value, ensure_ascii=False)
+
+    def process_result_value(self, value: str | None, dialect: Any) -> Any:
+        return None if value is None else json.loads(value)
+
+
+class _Utc(sa.types.TypeDecorator[dt.datetime]):
+    """SQLite keeps no time zone: store UTC, give UTC back."""
+
+    impl = sa.DateTime
+    cache_ok = True
+
+    def process_bind_param(self, value: dt.datetime | None, dialect: Any) -> dt.datetime | None:
+        return None if value is None else value.astimezone(dt.UTC).replace(tzinfo=None)
+
+    def process_result_value(self, value: dt.datetime | None, dialect: Any) -> dt.datetime | None:
+        return None if value is None else value.replace(tzinfo=dt.UTC)
+
+
+_runs = sa.Table(
+    "runs",
+    _metadata,
+    sa.Column("run_id", sa.Text, primary_key=True),
+    sa.Column("created_at", _Utc, nullable=False, index=True),
+    sa.Column("name", sa.Text, nullable=False),
+    sa.Column("state", sa.Text, nullable=False),
+    sa.Column("message", sa.Text, nullable=False, default=""),
+    sa.Column("model", sa.Text, nullable=False, default=""),
+    sa.Column("rows", sa.Integer, nullable=False, default=0),
+    sa.Column("ok", sa.Integer, nullable=False, default=0),
+    sa.Column("errors", sa.Integer, nullable=False, default=0),
+    sa.Column("skipped", sa.Integer, nullable=False, default=0),
+    sa.Column("prompt_tokens", sa.Integer, nullable=False, default=0),
+    sa.Column("output_tokens", sa.Integer, nullable=False, default=0),
+    sa.Column("wall_s", sa.Float, nullable=False, default=0.0),
+    # who works on it: a process id alone could be a later process with the same number
+    sa.Column("owner_pid", sa.Integer),
+    sa.Column("owner_started", sa.Float),
+)
+_conversations = sa.Table(
+    "conversations",
+    _metadata,
+    sa.Column("conversation_id", sa.Text, primary_key=True),
+    sa.Column("created_at", _Utc, nullable=False),
+    sa.Column("updated_at", _Utc, nullable=False, index=True),
+    sa.Column("title", sa.Text, nullable=False, default=""),
+    sa.Column("system", sa.Text, nullable=False, default=""),
+    sa.Column("params", _Json, nullable=False, default=dict),
+)
+_messages = sa.Table(
+    "messages",
+    _metadata,
+    sa.Column("message_id", sa.Text, primary_key=True),
+    sa.Column("conversation_id", sa.Text, nullable=False, index=True),
+    sa.Column("position", sa.Integer, nullable=False),
+    sa.Column("role", sa.Text, nullable=False),
+    sa.Column("content", sa.Text, nullable=False, default=""),
+    sa.Column("state", sa.Text, nullable=False, default="complete"),
+    sa.Column("details", _Json, nullable=False, default=dict),
+    sa.UniqueConstraint("conversation_id", "position"),
+)
+_comparisons = sa.Table(
+    "comparisons",
+    _metadata,
+    sa.Column("comparison_id", sa.Text, primary_key=True),
+    sa.Column("created_at", _Utc, nullable=False, index=True),
+    sa.Column("body", _Json, nullable=False),
+)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunRecord:
+    """A run as the catalogue knows it. `done` rows have ended: ok, error or skipped."""
+
+    run_id: str
+    created_at: dt.datetime
+    name: str
+    state: RunState
+    message: str = ""
+    model: str = ""
+    rows: int = 0
+    ok: int = 0
+    errors: int = 0
+    skipped: int = 0
+    prompt_tokens: int = 0
+    output_tokens: int = 0
+    wall_s: float = 0.0
+    owner_pid: int | None = None
+    owner_started: float | None = None
+
+    @property
+    def done(self) -> int:
+        return self.ok + self.errors + self.skipped
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Conversation:
+    conversation_id: str
+    created_at: dt.datetime
+    updated_at: dt.datetime
+    title: str = ""
+    system: str = ""
+    params: Mapping[str, Any]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StoredMessage:
+    """One turn as kept. `details` of an answer: its parameters, tokens, timing, finish reason, error."""
+
+    message_id: str
+    conversation_id: str
+    position: int
+    role: Role
+    content: str
+    state: MessageState
+    details: Mapping[str, Any]
+
+    def as_message(self) -> Message:
+        return Message(self.role, self.content)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Comparison:
+    """A saved comparison; `body` is what `core.compare` wrote."""
+
+    comparison_id: str
+    created_at: dt.datetime
+    body: Mapping[str, Any]
+
+
+def new_id() -> str:
+    """A name that sorts by time and is safe as a folder: 20261121-034512-9f3a2c."""
+    return f"{dt.datetime.now(dt.UTC):%Y%m%d-%H%M%S}-{secrets.token_hex(3)}"
+
+
+class Store:
+    """The catalogue at `path`, made on first use. Every method is one transaction, from any thread."""
+
+    def __init__(self, path: Path) -> None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        self._engine = sa.create_engine(f"sqlite:///{path}", connect_args={"timeout": 30})
+
+        @sa.event.listens_for(self._engine, "connect")
+        def _configure(connection: Any, _record: Any) -> None:
+            # WAL lets pages read while a job writes; FULL makes a commit survive a power cut
+            connection.execute("PRAGMA journal_mode=WAL")
+            connection.execute("PRAGMA synchronous=FULL")
+
+        with self._engine.begin() as connection:
+            for table in _metadata.sorted_tables:
+                connection.execute(sa.schema.CreateTable(table, if_not_exists=True))
+                for index in table.indexes:
+                    connection.execute(sa.schema.CreateIndex(index, if_not_exists=True))
+
+    def close(self) -> None:
+        self._engine.dispose()
+
+    # -- runs ---------------------------------------------------------------
+
+    def add_run(self, record: RunRecord) -> None:
+        values = {field.name: getattr(record, field.name) for field in fields(record)}
+        self._execute(sa.insert(_runs).values(values))
+
+    def update_run(self, run_id: str, **values: Any) -> None:
+        """Set columns of one run, by the names of RunRecord."""
+        self._execute(sa.update(_runs).where(_runs.c.run_id == run_id).values(values))
+
+    def run(self, run_id: str) -> RunRecord | None:
+        row = self._first(sa.select(_runs).where(_runs.c.run_id == run_id))
+        return RunRecord(**row) if row else None
+
+    def runs(self, limit: int = 50, *, drafts: bool = False) -> list[RunRecord]:
+        """The newest runs first; drafts (staged, never started) only if asked for."""
+        query = sa.select(_runs).order_by(_runs.c.created_at.desc(), _runs.c.run_id.desc()).limit(limit)
+        if not drafts:
+            query = query.where(_runs.c.state != "draft")
+        return [RunRecord(**row) for row in self._all(query)]
+
+    def delete_run(self, run_id: str) -> None:
+        self._execute(sa.delete(_runs).where(_runs.c.run_id == run_id))
+
+    # -- conversations ------------------------------------------------------
+
+    def add_conversation(self, *, system: str = "", params: Mapping[str, Any] | None = None) -> Conversation:
+        now = dt.datetime.now(dt.UTC)
+        conversation = Conversation(
+            conversation_id=new_id(), created_at=now, updated_at=now, system=system, params=dict(params or {})
+        )
+        values = {field.name: getattr(conversation, field.name) for field in fields(conversation)}
+        self._execute(sa.insert(_conversations).values(values))
+        return conversation
+
+    def update_conversation(self, conversation_id: str, **values: Any) -> None:
+        """Set title, system or params."""
+        values["updated_at"] = dt.datetime.now(dt.UTC)
+        table = _conversations
+        self._execute(sa.update(table).where(table.c.conversation_id == conversation_id).values(values))
+
+    def conversation(self, conversation_id: str) -> Conversation | None:
+        query = sa.select(_conversations).where(_conversations.c.conversation_id == conversation_id)
+        row = self._first(query)
+        return Conversation(**row) if row else None
+
+    def conversations(self, limit: int = 50) -> list[Conversation]:
+        """Last used first."""
+        query = sa.select(_conversations).order_by(_conversations.c.updated_at.desc()).limit(limit)
+        return [Conversation(**row) for row in self._all(query)]
+
+    def delete_conversation(self, conversation_id: str) -> None:
+        with self._engine.begin() as connection:
+            connection.execute(sa.delete(_messages).where(_messages.c.conversation_id == conversation_id))
+            table = _conversations
+            connection.execute(sa.delete(table).where(table.c.conversation_id == conversation_id))
+
+    def messages(self, conversation_id: str) -> list[StoredMessage]:
+        """All turns, oldest first."""
+        query = sa.select(_messages).where(_messages.c.conversation_id == conversation_id)
+        return [StoredMessage(**row) for row in self._all(query.order_by(_messages.c.position))]
+
+    def add_messages(
+        self, conversation_id: str, turns: Sequence[tuple[Role, str, MessageState]]
+    ) -> list[StoredMessage]:
+        """Append turns (role, content, state) in one transaction."""
+        with self._engine.begin() as connection:
+            last = connection.scalar(
+                sa.select(sa.func.max(_messages.c.position)).where(
+                    _messages.c.conversation_id == conversation_id
+                )
+            )
+            start = 0 if last is None else last + 1
+            added = [
+                StoredMessage(
+                    message_id=f"{new_id()}-{offset}",
+                    conversation_id=conversation_id,
+                    position=start + offset,
+                    role=role,
+                    content=content,
+                    state=state,
+                    details={},
+                )
+                for offset, (role, content, state) in enumerate(turns)
+            ]
+            for message in added:
+                values = {field.name: getattr(message, field.name) for field in fields(message)}
+                connection.execute(sa.insert(_messages).values(values))
+            connection.execute(
+                sa.update(_conversations)
+                .where(_conversations.c.conversation_id == conversation_id)
+                .values(updated_at=dt.datetime.now(dt.UTC))
+            )
+        return added
+
+    def update_message(self, message_id: str, **values: Any) -> None:
+        """Set content, state or details."""
+        self._execute(sa.update(_messages).where(_messages.c.message_id == message_id).values(values))
+
+    def delete_messages_from(self, conversation_id: str, position: int) -> None:
+        """Remove the turns at `position` and after it."""
+        self._execute(
+            sa.delete(_messages).where(
+                _messages.c.conversation_id == conversation_id, _messages.c.position >= position
+            )
+        )
+
+    def messages_in_state(self, state: MessageState) -> list[StoredMessage]:
+        query = sa.select(_messages).where(_messages.c.state == state)
+        return [StoredMessage(**row) for row in self._all(query)]
+
+    # -- comparisons --------------------------------------------------------
+
+    def save_comparison(self, comparison_id: str, body: Mapping[str, Any]) -> None:
+        """Insert or replace."""
+        query = sa.dialects.sqlite.insert(_comparisons).values(
+            comparison_id=comparison_id, created_at=dt.datetime.now(dt.UTC), body=dict(body)
+        )
+        self._execute(
+            query.on_conflict_do_update(index_elements=["comparison_id"], set_={"body": query.excluded.body})
+        )
+
+    def comparison(self, comparison_id: str) -> Comparison | None:
+        row = self._first(sa.select(_comparisons).where(_comparisons.c.comparison_id == comparison_id))
+        return Comparison(**row) if row else None
+
+    def comparisons(self, limit: int = 20) -> list[Comparison]:
+        """Newest first."""
+        query = sa.select(_comparisons).order_by(_comparisons.c.created_at.desc()).limit(limit)
+        return [Comparison(**row) for row in self._all(query)]
+
+    # -- plumbing -----------------------------------------------------------
+
+    def _execute(self, statement: sa.Executable) -> None:
+        try:
+            with self._engine.begin() as connection:
+                connection.execute(statement)
+        except sa.exc.OperationalError as error:
+            raise WorkbenchError(
+                f"The catalogue can't be written: {error.orig}.",
+                hint="Check that the workspace folder has room and is yours.",
+            ) from error
+
+    def _first(self, query: sa.Select[Any]) -> dict[str, Any] | None:
+        with self._engine.connect() as connection:
+            row = connection.execute(query).mappings().first()
+        return dict(row) if row else None
+
+    def _all(self, query: sa.Select[Any]) -> list[dict[str, Any]]:
+        with self._engine.connect() as connection:
+            return [dict(row) for row in connection.execute(query).mappings()]
