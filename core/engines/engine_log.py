@@ -1,0 +1,127 @@
+"""What an engine and its processes print, in one file of the workspace, and what can be read from it.
+
+vLLM's loggers write to the file through `EngineLogHandler`, named in a logging
+configuration that vLLM reads when it is imported, in each of its processes.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import multiprocessing
+import os
+import re
+import threading
+from collections import deque
+from pathlib import Path
+
+LOG_PATH_VARIABLE = "WORKBENCH_ENGINE_LOG"
+_LINES_KEPT = 200
+_FILES_KEPT = 10
+
+_STAGES = (
+    (re.compile(r"Initializing a V1 LLM engine|Resolved architecture"), "Starting the engine process"),
+    (re.compile(r"Starting to load model|Loading (safetensors|pt)"), "Loading weights"),
+    (re.compile(r"Loading weights took|Model loading took"), "Weights loaded"),
+    (re.compile(r"torch\.compile|Compiling a graph|Dynamo bytecode"), "Compiling the model"),
+    (re.compile(r"KV cache"), "Setting aside the KV cache"),
+    (re.compile(r"Warming up|[Ww]armup|Capturing CUDA graph|Graph capturing"), "Warming up"),
+)  # fmt: skip
+_ERROR = re.compile(r"(?:^|\s)((?:[A-Za-z_][\w.]*\.)?[A-Z]\w*(?:Error|Exception|Interrupt)): (.+)$")
+_PREFIX = re.compile(r"^(?:\(\S+ pid=\d+\) )*(?:\w+ \d\d-\d\d \d\d:\d\d:\d\d \[[^\]]+\] )?")
+
+
+class EngineLogHandler(logging.FileHandler):
+    """Appends to the file that the environment names.
+
+    In a child process it also sends stdout and stderr there: what libraries and C++
+    code print (progress bars, Gloo, a crash) belongs to the log, not on the terminal
+    or among the output of the command line.
+    """
+
+    def __init__(self) -> None:
+        super().__init__(os.environ[LOG_PATH_VARIABLE], mode="a", encoding="utf-8", errors="replace")
+        if multiprocessing.parent_process() is not None:
+            os.dup2(self.stream.fileno(), 1)
+            os.dup2(self.stream.fileno(), 2)
+
+
+class EngineLog:
+    """The log file of this process's engines, one load after the other; old files are pruned."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self.path = folder / f"engine-{os.getpid()}.log"
+        self._lock = threading.Lock()
+        self._lines: deque[str] = deque(maxlen=_LINES_KEPT)
+        self._offset = 0
+        self._rest = b""
+
+    def begin(self) -> dict[str, str]:
+        """Forget the lines of the last load. Returns the environment that makes vLLM write here."""
+        self._folder.mkdir(parents=True, exist_ok=True)
+        config_path = self.path.with_suffix(".json")
+        config = {
+            "version": 1,
+            "disable_existing_loggers": False,
+            "formatters": {
+                "line": {
+                    "format": "%(levelname)s %(asctime)s [%(filename)s:%(lineno)d] %(message)s",
+                    "datefmt": "%m-%d %H:%M:%S",
+                }
+            },
+            "handlers": {"file": {"class": f"{__name__}.EngineLogHandler", "formatter": "line"}},
+            "loggers": {"vllm": {"handlers": ["file"], "level": "INFO", "propagate": False}},
+        }
+        config_path.write_text(json.dumps(config), encoding="utf-8")
+        self._prune()
+        with self._lock:
+            self._lines.clear()
+            self._offset = self.path.stat().st_size if self.path.exists() else 0
+            self._rest = b""
+        return {"VLLM_LOGGING_CONFIG_PATH": str(config_path), LOG_PATH_VARIABLE: str(self.path)}
+
+    def poll(self) -> list[str]:
+        """Lines that are new since the last call; they join `lines`."""
+        with self._lock:
+            if not self.path.exists():
+                return []
+            with self.path.open("rb") as file:
+                file.seek(self._offset)
+                data = self._rest + file.read()
+                self._offset = file.tell()
+            *complete, self._rest = data.split(b"\n")
+            # a progress bar redraws its line with carriage returns: only its last state counts
+            texts = [line.decode("utf-8", "replace").rstrip("\r").rpartition("\r")[2] for line in complete]
+            fresh = [text for text in texts if text.strip()]
+            self._lines.extend(fresh)
+            return fresh
+
+    @property
+    def lines(self) -> tuple[str, ...]:
+        with self._lock:
+            return tuple(self._lines)
+
+    def _prune(self) -> None:
+        logs = sorted(self._folder.glob("engine-*.log"), key=lambda path: path.stat().st_mtime)
+        for path in logs[:-_FILES_KEPT]:
+            path.unlink(missing_ok=True)
+            path.with_suffix(".json").unlink(missing_ok=True)
+
+
+def stage_of(line: str) -> str | None:
+    """The stage of the load that a log line shows, None for most lines."""
+    return next((stage for pattern, stage in _STAGES if pattern.search(line)), None)
+
+
+def cause_in(lines: tuple[str, ...]) -> str | None:
+    """The exception a failed load ended with: "SomeError: text", without log prefixes; None if there is none.
+
+    The parent's own "Engine core initialization failed" comes last and says nothing: it is passed over.
+    """
+    for line in reversed(lines):
+        text = _PREFIX.sub("", line)
+        found = _ERROR.search(text)
+        if found and "initialization failed" not in text and "Failed core proc" not in text:
+            return f"{found[1].rpartition('.')[2]}: {found[2].strip()}"
+    return None

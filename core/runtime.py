@@ -1,0 +1,418 @@
+"""The one loaded engine: load, unload, watch, restart.
+
+All changes of engine go through one coroutine at a time (`_switch`). Each call of
+`load`, `unload` or `cancel_load` begins a new generation; what belongs to an older
+one gives up at its next step. `status` reads one immutable snapshot, so it never waits.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import atexit
+import concurrent.futures
+import contextlib
+import copy
+import threading
+import time
+from collections import deque
+from collections.abc import Coroutine
+from dataclasses import dataclass, replace
+from multiprocessing import resource_tracker
+from typing import Any, TypeVar
+
+from core.engines.base import Engine
+from core.engines.engine_log import EngineLog, stage_of
+from core.engines.guard import Guard
+from core.engines.loop import LoopThread
+from core.errors import (
+    EngineDied,
+    EngineError,
+    EngineLoadError,
+    EngineNotReady,
+    EngineUnavailable,
+    WorkbenchError,
+)
+from core.settings import Settings, load_settings
+from core.types import EnginePhase, EngineSpec, EngineStats, EngineStatus
+
+T = TypeVar("T")
+
+RESTART_DELAYS_S = (0.5, 2.0, 8.0)
+RESTART_WINDOW_S = 600.0
+_TICK_S = 0.2
+_SAMPLE_S = 1.0
+_RATES_KEPT = 60
+_UNLOAD_GRACE_S = 20.0
+
+
+class _Superseded(Exception):
+    """A newer load, unload or close has taken over."""
+
+
+@dataclass(frozen=True, slots=True)
+class _State:
+    phase: EnginePhase
+    since: float
+    stage: str = ""
+    spec: EngineSpec | None = None
+    engine: Engine | None = None
+    error: EngineError | None = None
+
+
+class Runtime:
+    """Owns the loop thread, the guard process and at most one engine. Safe from any thread."""
+
+    def __init__(self, settings: Settings | None = None) -> None:
+        self.settings = settings or load_settings()
+        # Started later, from a thread with SIGINT blocked, it would unblock SIGINT there.
+        resource_tracker.ensure_running()
+        self._changed = threading.Condition()
+        self._state = _State("empty", time.monotonic())
+        self._generation = 0
+        self._building = False
+        self._closed = False
+        self._touched = False
+        self._held: Engine | None = None
+        self._restarts: deque[float] = deque()
+        self._rates: deque[tuple[float, float]] = deque(maxlen=_RATES_KEPT)
+        self._log = EngineLog(self.settings.logs_dir)
+        self._guard = Guard()
+        self._switching = asyncio.Lock()
+        self._loop = LoopThread()
+        self._watcher = self._loop.spawn(self._watch())
+        atexit.register(self.close)
+
+    # What to load
+
+    def default_spec(self) -> EngineSpec:
+        """The spec that the settings ask for."""
+        settings = self.settings
+        return EngineSpec(
+            engine=settings.engine,
+            model=settings.model,
+            max_model_len=settings.max_model_len,
+            max_num_seqs=settings.max_num_seqs,
+            kv_cache_memory_bytes=settings.kv_cache_memory_bytes,
+            gpu_memory_utilization=settings.gpu_memory_utilization,
+            enforce_eager=settings.enforce_eager,
+        )
+
+    def load(self, spec: EngineSpec | None = None) -> None:
+        """Begin to load `spec` in place of what is loaded. Returns at once; `status` shows how it goes."""
+        spec = spec or self.default_spec()
+        self._restarts.clear()
+        generation = self._begin("loading", "Ending the engine before", spec)
+        self._loop.spawn(self._switch(generation, spec))
+
+    def ensure_loaded(self) -> None:
+        """Load the default once, if the settings say so and nobody has asked for anything yet."""
+        with self._changed:
+            if self._touched or self._closed or not self.settings.autoload:
+                return
+            self._touched = True
+        self.load()
+
+    def cancel_load(self) -> None:
+        """Give up a load or restart under way; without one, nothing happens."""
+        if self._state.phase in ("loading", "restarting"):
+            self.unload()
+
+    def unload(self) -> None:
+        """Begin to end the engine and free its memory. Returns at once."""
+        generation = self._begin("unloading", "Ending the engine", self._state.spec)
+        self._loop.spawn(self._switch(generation, None))
+
+    # What there is
+
+    def status(self) -> EngineStatus:
+        """A snapshot; never waits for the engine."""
+        state, now = self._state, time.monotonic()
+        rates = tuple((now - at, rate) for at, rate in tuple(self._rates))
+        return EngineStatus(
+            phase=state.phase,
+            stage=state.stage,
+            since_s=now - state.since,
+            spec=state.spec,
+            info=state.engine.info if state.engine else None,
+            stats=state.engine.stats() if state.engine else EngineStats(),
+            output_tokens_per_s=rates[-1][1] if rates and state.phase == "ready" else 0.0,
+            rates=rates,
+            error=state.error,
+            log=self._log.lines,
+        )
+
+    @property
+    def engine(self) -> Engine:
+        """The engine, ready for requests. Raises EngineNotReady, saying what is going on."""
+        state = self._state
+        if state.engine is None:
+            raise _not_ready(state)
+        return state.engine
+
+    def wait_ready(self, timeout_s: float | None = None) -> Engine:
+        """Wait on this thread for the engine.
+
+        Raises EngineLoadError or EngineUnavailable when it failed, EngineNotReady when
+        nothing is being loaded or `timeout_s` is over.
+        """
+        pending = ("loading", "restarting", "unloading")
+        with self._changed:
+            self._changed.wait_for(lambda: self._state.phase not in pending, timeout_s)
+            return _engine_of(self._state)
+
+    async def wait_engine(self) -> Engine:
+        """Wait on the loop for a live engine, through loads and restarts. Raises as `wait_ready`."""
+        while True:
+            state = self._state
+            if state.engine is not None:
+                # A request may fail of the engine's death before the watch has seen it: a caller
+                # that asks for an engine then must not get the dead one again.
+                try:
+                    await state.engine.check()
+                except EngineDied as error:
+                    self._restart(state.engine, error)
+                else:
+                    return state.engine
+            elif state.phase in ("loading", "restarting"):
+                await asyncio.sleep(0.05)
+            else:
+                return _engine_of(state)
+
+    # Work on the loop
+
+    def run(self, coroutine: Coroutine[Any, Any, T]) -> T:
+        """Run on the engine's loop and wait for the result; Ctrl-C cancels the coroutine first."""
+        return self._loop.run(coroutine)
+
+    def spawn(self, coroutine: Coroutine[Any, Any, T]) -> concurrent.futures.Future[T]:
+        """Start on the engine's loop. Cancelling the future cancels the task."""
+        return self._loop.spawn(coroutine)
+
+    def close(self) -> None:
+        """End engine, loop and guard, and leave no process behind. Safe to call twice."""
+        with self._changed:
+            if self._closed:
+                return
+            generation = self._begin("unloading", "Ending the engine", None)
+            self._closed = True
+        atexit.unregister(self.close)
+        try:
+            ending = self._loop.spawn(self._switch(generation, None))
+            with contextlib.suppress(concurrent.futures.TimeoutError):  # the guard ends what hangs
+                ending.result(_UNLOAD_GRACE_S)
+        finally:
+            self._guard.end_all()
+            self._guard.close()
+            self._loop.stop()
+
+    # The inside
+
+    def _begin(self, phase: EnginePhase, stage: str, spec: EngineSpec | None) -> int:
+        with self._changed:
+            if self._closed:
+                raise EngineNotReady("The workbench is closing.")
+            self._generation += 1
+            self._touched = True
+            self._state = _State(phase, time.monotonic(), stage, spec)
+            self._changed.notify_all()
+            generation, building = self._generation, self._building
+        if building:
+            self._guard.end_all()
+        return generation
+
+    def _enter(self, generation: int, state: _State) -> None:
+        """Change state, unless this generation is over: then raise _Superseded."""
+        with self._changed:
+            if generation != self._generation:
+                raise _Superseded
+            self._state = state
+            self._changed.notify_all()
+
+    def _report(self, generation: int, stage: str) -> None:
+        self._enter(generation, replace(self._state, stage=stage))
+
+    async def _switch(self, generation: int, spec: EngineSpec | None, delay_s: float = 0) -> None:
+        """End the engine there is and, with a spec, make the next one."""
+        async with self._switching:
+            # Also for a generation that is over: its successor waits for the lock.
+            await self._drop_engine()
+            with contextlib.suppress(_Superseded):
+                if spec is None:
+                    self._enter(generation, _State("empty", time.monotonic()))
+                else:
+                    await self._pause(generation, delay_s)
+                    await self._make_engine(generation, spec)
+
+    async def _make_engine(self, generation: int, spec: EngineSpec) -> None:
+        restarting = self._state.phase == "restarting"
+        while True:
+            try:
+                engine = await self._loop.in_thread(lambda: self._build(generation, spec))
+                break
+            except _Superseded:
+                raise
+            except Exception as error:
+                self._guard.end_all()
+                failure = _load_failure(error, self._log.lines)
+                delay = self._next_restart_delay() if restarting else None
+                if delay is None:
+                    state = _State("failed", time.monotonic(), spec=spec, error=failure)
+                    return self._enter(generation, state)
+                self._report(generation, f"Trying again: {failure.message}")
+                await self._pause(generation, delay)
+        self._held = engine
+        try:
+            self._enter(generation, _State("ready", time.monotonic(), spec=spec, engine=engine))
+        except _Superseded:
+            await self._drop_engine()
+            raise
+
+    def _build(self, generation: int, spec: EngineSpec) -> Engine:
+        """Make the engine; blocks for as long as that takes."""
+        report = lambda stage: self._report(generation, stage)  # noqa: E731
+        report("Preparing the engine")
+        if spec.engine == "scripted":
+            from core.engines.scripted import ScriptedEngine
+
+            return ScriptedEngine(spec, tokens_per_s=self.settings.scripted_tokens_per_s)
+        if spec.engine != "vllm":
+            raise EngineUnavailable(f"There is no engine {spec.engine!r}.", hint="Use vllm or scripted.")
+        from core.engines import vllm
+
+        self._guard.begin()
+        with self._changed:
+            if generation != self._generation:
+                raise _Superseded
+            self._building = True
+        try:
+            return vllm.load(spec, self.settings, report=report, log=self._log, guard=self._guard)
+        finally:
+            self._building = False
+
+    async def _drop_engine(self) -> None:
+        engine, self._held = self._held, None
+        if engine is not None:
+            await engine.close()
+        self._rates.clear()
+
+    async def _pause(self, generation: int, seconds: float) -> None:
+        """Sleep, but give up soon when this generation is over."""
+        end = time.monotonic() + seconds
+        while time.monotonic() < end:
+            if generation != self._generation:
+                raise _Superseded
+            await asyncio.sleep(min(_TICK_S, seconds))
+
+    # The watch
+
+    async def _watch(self) -> None:
+        """Follow the log and the new processes of a load; look after a ready engine and its speed."""
+        sampled_at, sampled_of, sampled_tokens = time.monotonic(), None, 0
+        while True:
+            await asyncio.sleep(_TICK_S)
+            state = self._state
+            self._follow_log()
+            if self._building:
+                self._guard.adopt()
+            now = time.monotonic()
+            if state.engine is None or now - sampled_at < _SAMPLE_S:
+                continue
+            try:
+                await state.engine.check()
+            except EngineDied as error:
+                self._restart(state.engine, error)
+                continue
+            tokens = state.engine.stats().output_tokens
+            if sampled_of is state.engine:
+                self._sample(now, (tokens - sampled_tokens) / (now - sampled_at))
+            sampled_at, sampled_of, sampled_tokens = now, state.engine, tokens
+
+    def _follow_log(self) -> None:
+        for line in self._log.poll():
+            stage = stage_of(line)
+            if stage:
+                with self._changed:
+                    if self._state.phase in ("loading", "restarting"):
+                        self._state = replace(self._state, stage=stage)
+
+    def _sample(self, now: float, rate: float) -> None:
+        """Keep the last minute; an idle minute needs no points."""
+        if rate or any(old for _, old in self._rates):
+            self._rates.append((now, rate))
+        else:
+            self._rates.clear()
+
+    def _restart(self, engine: Engine, error: EngineDied) -> None:
+        """Load the same spec again after the engine died, unless it dies too often. On the loop."""
+        with self._changed:
+            state = self._state
+            if state.engine is not engine or self._closed:
+                return  # somebody else has seen it, or the engine was ended on purpose
+            self._generation += 1
+            generation, spec = self._generation, state.spec
+            delay = self._next_restart_delay()
+            now = time.monotonic()
+            if delay is None:
+                failure = EngineLoadError(
+                    f"{error.message} It was restarted {len(RESTART_DELAYS_S)} times in "
+                    f"{RESTART_WINDOW_S / 60:.0f} minutes already.",
+                    hint="Load it again with other settings, or another model.",
+                    log=self._log.lines,
+                )
+                self._state = _State("failed", now, spec=spec, error=failure)
+            else:
+                self._state = _State("restarting", now, error.message, spec)
+            self._changed.notify_all()
+        if delay is None:
+            self._loop.spawn(self._discard())
+        else:
+            self._loop.spawn(self._switch(generation, spec, delay))
+
+    async def _discard(self) -> None:
+        async with self._switching:
+            await self._drop_engine()
+
+    def _next_restart_delay(self) -> float | None:
+        """Seconds to wait before the next restart; None when there were too many of late."""
+        now = time.monotonic()
+        while self._restarts and now - self._restarts[0] > RESTART_WINDOW_S:
+            self._restarts.popleft()
+        if len(self._restarts) >= len(RESTART_DELAYS_S):
+            return None
+        self._restarts.append(now)
+        return RESTART_DELAYS_S[len(self._restarts) - 1]
+
+
+def _load_failure(error: Exception, log: tuple[str, ...]) -> EngineError:
+    """`error` as one of the two that a caller of `wait_ready` may expect."""
+    if isinstance(error, EngineLoadError | EngineUnavailable):
+        return error
+    if isinstance(error, WorkbenchError):
+        failure = EngineLoadError(error.message, hint=error.hint, log=log)
+    else:
+        text = str(error).strip().partition("\n")[0]
+        failure = EngineLoadError(f"{type(error).__name__}: {text}", hint="The log below says more.", log=log)
+    failure.__cause__ = error
+    return failure
+
+
+def _engine_of(state: _State) -> Engine:
+    if state.engine is not None:
+        return state.engine
+    if state.error is not None:
+        # A copy: one exception raised in many threads would gather all their tracebacks.
+        raise copy.copy(state.error) from state.error
+    raise _not_ready(state)
+
+
+def _not_ready(state: _State) -> EngineNotReady:
+    match state.phase:
+        case "loading" | "restarting" | "unloading":
+            doing = {"loading": "loading", "restarting": "starting again", "unloading": "being unloaded"}
+            stage = f" ({state.stage})" if state.stage else ""
+            return EngineNotReady(f"The engine is {doing[state.phase]}{stage}.", hint="Wait a moment.")
+        case "failed":
+            cause = state.error.message if state.error else "unknown"
+            return EngineNotReady(f"The engine could not be loaded: {cause}", hint="Load it again.")
+        case _:
+            return EngineNotReady("No model is loaded.", hint="Load one first.")
