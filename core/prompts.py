@@ -225,3 +225,9 @@ class PromptRecipe:
 def plain_text(messages: Sequence[Message]) -> str:
     """The prompt text for a model without a chat template: the turns, a blank line between them."""
     return "\n\n".join(message.content for message in messages)
+
+
+def check_column(name: str, columns: Sequence[str]) -> None:
+    """Raise UnknownColumn when the table has no column `name`."""
+    if name not in columns:
+        raise UnknownColumn(f"The table has no column {name!r}.", hint=f"Columns: {', '.join(columns[:30])}.")

@@ -10,12 +10,14 @@ from __future__ import annotations
 
 import datetime as dt
 import json
+import os
 import secrets
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, Literal
 
+import psutil
 import sqlalchemy as sa
 import sqlalchemy.dialects.sqlite
 
@@ -168,6 +170,28 @@ def new_id() -> str:
     return f"{dt.datetime.now(dt.UTC):%Y%m%d-%H%M%S}-{secrets.token_hex(3)}"
 
 
+def this_process() -> dict[str, Any]:
+    """The owner columns of a run that this process works on."""
+    return {"owner_pid": os.getpid(), "owner_started": psutil.Process().create_time()}
+
+
+def _run_record(row: dict[str, Any]) -> RunRecord:
+    """A run whose owner died (killed, power cut) reads as interrupted: nobody was left to say so."""
+    if row["state"] in ("running", "queued") and not is_alive(row["owner_pid"], row["owner_started"]):
+        row["state"] = "interrupted"
+    return RunRecord(**row)
+
+
+def is_alive(pid: int | None, started: float | None) -> bool:
+    """Whether the process that `this_process` described still runs."""
+    if pid is None or started is None:
+        return False
+    try:
+        return abs(psutil.Process(pid).create_time() - started) < 1
+    except psutil.NoSuchProcess:
+        return False
+
+
 class Store:
     """The catalogue at `path`, made on first use. Every method is one transaction, from any thread."""
 
@@ -202,14 +226,14 @@ class Store:
 
     def run(self, run_id: str) -> RunRecord | None:
         row = self._first(sa.select(_runs).where(_runs.c.run_id == run_id))
-        return RunRecord(**row) if row else None
+        return _run_record(row) if row else None
 
     def runs(self, limit: int = 50, *, drafts: bool = False) -> list[RunRecord]:
         """The newest runs first; drafts (staged, never started) only if asked for."""
         query = sa.select(_runs).order_by(_runs.c.created_at.desc(), _runs.c.run_id.desc()).limit(limit)
         if not drafts:
             query = query.where(_runs.c.state != "draft")
-        return [RunRecord(**row) for row in self._all(query)]
+        return [_run_record(row) for row in self._all(query)]
 
     def delete_run(self, run_id: str) -> None:
         self._execute(sa.delete(_runs).where(_runs.c.run_id == run_id))

@@ -1,0 +1,332 @@
+"""One run at work: rows into the engine, answers onto the disk.
+
+A run's rows go through the engine with a bounded number in flight; answers are
+kept in transactions at most half a second apart. Whatever ends the work, a
+stop, an error or a kill, what was kept stays and the rest is pending: starting
+the run again does exactly the rows that have no result.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import concurrent.futures
+import datetime as dt
+import json
+import logging
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import duckdb
+
+from core import machine, results, sampling
+from core.engines.base import Engine
+from core.errors import (
+    EngineDied,
+    RequestRejected,
+    WorkbenchError,
+)
+from core.requests import Item, Preparer
+from core.results import Counts, Result
+from core.runs import ModelSpec, Run, SessionSpec
+from core.runtime import Runtime
+from core.store import RunState, Store, this_process
+from core.types import Completion, Priority, Request
+
+_log = logging.getLogger(__name__)
+
+_FLUSH_S = 0.5
+_CHUNK_ROWS = 256
+_RATE_WINDOW_S = 30.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Progress:
+    """How far a run is. `eta_s` and the rate are None until there is something to go by."""
+
+    run_id: str
+    state: RunState
+    rows: int
+    counts: Counts
+    generated: int
+    work_s: float
+    output_tokens_per_s: float | None
+    eta_s: float | None
+    message: str = ""
+
+
+class BatchJob:
+    """One stretch of work on one run, on the runtime's loop; its numbers are read from any thread."""
+
+    def __init__(self, run: Run, runtime: Runtime, store: Store) -> None:
+        self.run = run
+        self.state: RunState = "queued"
+        self.message = ""
+        self.counts = Counts()
+        self.generated = 0
+        self.rows = run.spec.input.rows
+        self._runtime = runtime
+        self._store = store
+        self._buffer: list[Result] = []
+        self._suspects: list[Item] = []
+        self._session_tokens = [0, 0]
+        self._started_at = dt.datetime.now(dt.UTC)
+        self._work_started: float | None = None
+        self._work_ended: float | None = None
+        self._earlier_s = sum(session.wall_s for session in run.spec.sessions)
+        # (time, rows done, output tokens) at the last flushes; replaced whole, so any thread may read it
+        self._recent: tuple[tuple[float, int, int], ...] = ()
+        self._end: tuple[RunState, str] = ("stopped", "Stopped; what is done is kept.")
+        self._reader = concurrent.futures.ThreadPoolExecutor(1, f"read-{run.run_id}")
+        self._writer = concurrent.futures.ThreadPoolExecutor(1, f"write-{run.run_id}")
+
+    # -- read from any thread -------------------------------------------------
+
+    @property
+    def work_s(self) -> float:
+        """Seconds of this stretch, the wait for the engine left out."""
+        if self._work_started is None:
+            return 0.0
+        return (self._work_ended or time.monotonic()) - self._work_started
+
+    def progress(self) -> Progress:
+        recent = self._recent
+        rate = eta = None
+        if len(recent) > 1 and recent[-1][0] > recent[0][0]:
+            seconds = recent[-1][0] - recent[0][0]
+            rate = (recent[-1][2] - recent[0][2]) / seconds
+            rows_per_s = (recent[-1][1] - recent[0][1]) / seconds
+            eta = (self.rows - self.counts.done) / rows_per_s if rows_per_s else None
+        return Progress(
+            run_id=self.run.run_id,
+            state=self.state,
+            rows=self.rows,
+            counts=self.counts,
+            generated=self.generated,
+            work_s=self._earlier_s + self.work_s,
+            output_tokens_per_s=rate,
+            eta_s=eta,
+            message=self.message,
+        )
+
+    # -- on the loop ----------------------------------------------------------
+
+    async def work(self, turn: asyncio.Lock) -> None:
+        """Do the pending rows. Ends in state finished, stopped or failed; raises nothing but a bug."""
+        try:
+            self._publish()
+            async with turn:
+                self.state = "running"
+                self._publish()
+                connection = await self._in_reader(self.run.open_database)
+                try:
+                    await self._work(connection)
+                finally:
+                    connection.close()
+            self.state = "finished"
+        except asyncio.CancelledError:
+            self.state, self.message = self._end
+        except (WorkbenchError, OSError, duckdb.Error) as error:
+            _log.error("run %s: %s", self.run.run_id, error)
+            self.state, self.message = "failed", str(error)
+        except BaseException:
+            self.state, self.message = "failed", "An unexpected error; the log has it."
+            raise
+        finally:
+            self._work_ended = time.monotonic()
+            self._close()
+
+    async def _work(self, connection: duckdb.DuckDBPyConnection) -> None:
+        reader, writer = connection.cursor(), connection.cursor()
+        self.counts = await self._in_reader(results.read_counts, reader)
+        pending = await self._in_reader(results.read_pending, reader)
+        engine = await self._runtime.wait_engine()
+        await self._in_reader(self._note_model, engine)
+        self._work_started = time.monotonic()
+        self._recent = ((self._work_started, self.counts.done, 0),)
+        flusher = asyncio.create_task(self._flush_often(writer))
+        work = asyncio.create_task(self._generate_all(reader, pending, engine))
+        try:
+            # a disk that is full shows in the flusher: the work must end then, not go on unkept
+            await asyncio.wait({flusher, work}, return_when=asyncio.FIRST_COMPLETED)
+            if flusher.done():
+                await flusher
+            await work
+        finally:
+            for task in (work, flusher):
+                task.cancel()
+            await asyncio.gather(work, flusher, return_exceptions=True)
+            await asyncio.shield(self._flush(writer))
+            self._work_ended = time.monotonic()
+
+    def _in_reader(self, function: Callable[..., Any], *args: Any) -> asyncio.Future[Any]:
+        return asyncio.get_running_loop().run_in_executor(self._reader, function, *args)
+
+    async def _generate_all(self, reader: Any, pending: Any, engine: Engine) -> None:
+        """Feed rows to as many workers as the engine has batch slots; then the suspects, one by one."""
+        queue: asyncio.Queue[Item | None] = asyncio.Queue(maxsize=2 * _CHUNK_ROWS)
+        slots = min(engine.info.batch_slots, max(1, len(pending)))
+        try:
+            async with asyncio.TaskGroup() as group:
+                group.create_task(self._feed(reader, pending, engine, queue, slots))
+                for _slot in range(slots):
+                    group.create_task(self._serve(queue))
+        except BaseExceptionGroup as failures:
+            raise failures.exceptions[0] from failures  # the others met the same: the engine is gone
+        for item in self._suspects:
+            await self._generate(item, deaths_allowed=0)
+
+    async def _feed(self, reader: Any, pending: Any, engine: Engine, queue: Any, slots: int) -> None:
+        preparer = await self._in_reader(Preparer, self.run.recipe(), reader, engine)
+        for start in range(0, len(pending), _CHUNK_ROWS):
+            rows = pending[start : start + _CHUNK_ROWS]
+            for ready in await self._in_reader(preparer.prepare, rows):
+                if isinstance(ready, Result):
+                    self._buffer.append(ready)
+                else:
+                    await queue.put(ready)
+        for _slot in range(slots):
+            await queue.put(None)
+
+    async def _serve(self, queue: Any) -> None:
+        while (item := await queue.get()) is not None:
+            await self._generate(item, deaths_allowed=1)
+
+    async def _generate(self, item: Item, *, deaths_allowed: int) -> None:
+        """One row to its result. A row that saw the engine die too often is set aside, then blamed."""
+        request = Request(
+            id=f"{self.run.run_id}-{item.row}",
+            prompt=item.token_ids,
+            params=self._params,
+            priority=Priority.BATCH,
+        )
+        deaths = 0
+        while True:
+            engine = await self._runtime.wait_engine()
+            self.generated += 1
+            try:
+                self._keep(item.row, await engine.complete(request))
+            except RequestRejected as error:
+                self._buffer.append(Result(row=item.row, status="error", error=str(error)))
+            except EngineDied as error:
+                deaths += 1
+                if deaths <= deaths_allowed:
+                    continue
+                if deaths_allowed:
+                    self._suspects.append(item)
+                else:
+                    message = f"The engine died while it answered this row alone: {error.message}"
+                    self._buffer.append(Result(row=item.row, status="error", error=message))
+            return
+
+    def _keep(self, row: int, completion: Completion) -> None:
+        self._session_tokens[0] += completion.prompt_tokens
+        self._session_tokens[1] += completion.output_tokens
+        self._buffer.append(
+            Result(
+                row=row,
+                status="ok",
+                answer=completion.text,
+                finish_reason=completion.finish_reason,
+                prompt_tokens=completion.prompt_tokens,
+                output_tokens=completion.output_tokens,
+                cached_tokens=completion.cached_tokens,
+                ttft_s=completion.timing.ttft_s,
+                e2el_s=completion.timing.e2el_s,
+            )
+        )
+
+    # -- keeping --------------------------------------------------------------
+
+    async def _flush_often(self, writer: duckdb.DuckDBPyConnection) -> None:
+        while True:
+            await asyncio.sleep(_FLUSH_S)
+            await self._flush(writer)
+
+    async def _flush(self, writer: duckdb.DuckDBPyConnection) -> None:
+        """Keep what is buffered. Rows whose flush fails stay pending."""
+        # taken here, on the loop, where it is filled: on the writer's thread a row could slip between
+        batch, self._buffer = self._buffer, []
+        counts = _add(self.counts, batch)
+        now = time.monotonic()
+        recent = (*self._recent, (now, counts.done, self._session_tokens[1]))
+        self._recent = tuple(sample for sample in recent if now - sample[0] <= _RATE_WINDOW_S)
+        if batch:
+            loop = asyncio.get_running_loop()
+            await loop.run_in_executor(self._writer, self._write, writer, batch, counts)
+
+    def _write(self, writer: duckdb.DuckDBPyConnection, batch: list[Result], counts: Counts) -> None:
+        usage = self._runtime.status().stats.kv_cache_usage
+        results.append(writer, batch, (self._earlier_s + self.work_s, counts.done, self._last_rate(), usage))
+        self.counts = counts
+        self._publish()
+
+    def end_as(self, state: RunState, message: str) -> None:
+        """What a cancelled job says it is."""
+        self._end = (state, message)
+
+    def _last_rate(self) -> float:
+        """Output tokens/s over the last few flushes."""
+        window = self._recent[-5:]
+        seconds = window[-1][0] - window[0][0]
+        return (window[-1][2] - window[0][2]) / seconds if seconds else 0.0
+
+    def _note_model(self, engine: Engine) -> None:
+        """Write down what answers, and the parameters with the model's own defaults filled in."""
+        spec = self.run.spec
+        info = engine.info
+        self._params = {**sampling.defaults(info.generation_config), **spec.params}
+        self._params = sampling.validate(self._params)
+        model = ModelSpec(
+            name=info.model,
+            revision=info.revision,
+            device=info.device,
+            dtype=info.dtype,
+            max_model_len=info.max_model_len,
+            engine_version=info.engine_version,
+            settings=json.loads(json.dumps(dict(info.settings), default=str)),
+        )
+        described = json.loads(json.dumps(asdict(machine.describe()), default=str))
+        self.run.update(model=model, engine=engine.spec, params=self._params, machine=described)
+        self._store.update_run(self.run.run_id, model=info.model)
+
+    def _publish(self) -> None:
+        """Tell the catalogue. Seconds of work add up over the stretches."""
+        ended = self.state not in ("queued", "running")
+        owner = {"owner_pid": None, "owner_started": None} if ended else this_process()
+        self._store.update_run(
+            self.run.run_id,
+            state=self.state,
+            message=self.message,
+            wall_s=self._earlier_s + self.work_s,
+            **asdict(self.counts),
+            **owner,
+        )
+
+    def _close(self) -> None:
+        self._reader.shutdown(wait=False)
+        self._writer.shutdown(wait=False)
+        session = SessionSpec(
+            started_at=self._started_at,
+            state=self.state,
+            generated=self.generated,
+            prompt_tokens=self._session_tokens[0],
+            output_tokens=self._session_tokens[1],
+            wall_s=self.work_s,
+        )
+        try:
+            self.run.update(sessions=(*self.run.spec.sessions, session))
+        finally:
+            self._publish()
+
+
+def _add(counts: Counts, batch: Sequence[Result]) -> Counts:
+    statuses = [result.status for result in batch]
+    return Counts(
+        ok=counts.ok + statuses.count("ok"),
+        errors=counts.errors + statuses.count("error"),
+        skipped=counts.skipped + statuses.count("skipped"),
+        prompt_tokens=counts.prompt_tokens + sum(result.prompt_tokens or 0 for result in batch),
+        output_tokens=counts.output_tokens + sum(result.output_tokens or 0 for result in batch),
+    )

@@ -1,0 +1,372 @@
+"""A run's folder: run.json (what is asked), run.duckdb (the staged input, the answers, the progress).
+
+Copy the folder and the run is copied. DuckDB lets one process at a time open
+the file, and that is what keeps two processes from working on one run.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import datetime as dt
+import os
+import shutil
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import duckdb
+from pydantic import BaseModel, ConfigDict, Field
+
+import core
+from core import prompts, results, sampling, tables
+from core.errors import RunBusy, RunError, RunNotFound, TableError
+from core.store import new_id
+from core.types import EngineSpec
+
+# Small and fixed: every connection of a process must ask for the same, and the engine needs the cores.
+_DUCKDB = {"memory_limit": "512MB", "threads": "2"}
+_LOCK_PATIENCE_S = 3.0
+
+_ANSWER_FIELDS = ("answer", "status", "error", "finish_reason", "prompt_tokens", "output_tokens")
+
+
+class _Strict(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class InputSpec(_Strict):
+    """The file as it was read."""
+
+    name: str
+    size_bytes: int
+    format: str
+    encoding: str | None
+    delimiter: str | None
+    sheet: str | None
+    rows: int
+    columns: tuple[str, ...]
+
+
+class PromptSpec(_Strict):
+    """`template` over the columns; `prompt_column` names the column when the template is just that."""
+
+    template: str
+    prompt_column: str | None = None
+    system: str = ""
+
+
+class ModelSpec(_Strict):
+    """The model that answered, with the settings really in force."""
+
+    name: str
+    revision: str | None
+    device: str
+    dtype: str
+    max_model_len: int
+    engine_version: str
+    settings: dict[str, Any]
+
+
+class SessionSpec(_Strict):
+    """One stretch of work on the run: from start or resume to its end. `generated` requests were sent."""
+
+    started_at: dt.datetime
+    state: str
+    generated: int
+    prompt_tokens: int
+    output_tokens: int
+    wall_s: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Instructions:
+    """What to do with each row. `template` or `prompt_column`, one of them; `engine` None: what is loaded."""
+
+    template: str = ""
+    prompt_column: str | None = None
+    system: str = ""
+    params: Mapping[str, Any] = field(default_factory=dict)
+    answer_column: str = "answer"
+    engine: EngineSpec | None = None
+
+
+class RunSpec(_Strict):
+    """run.json: everything needed to do the run again."""
+
+    run_id: str
+    created_at: dt.datetime
+    workbench_version: str = core.__version__
+    input: InputSpec
+    prompt: PromptSpec | None = None
+    params: dict[str, Any] = Field(default_factory=dict)
+    answer_column: str = "answer"
+    engine: EngineSpec | None = None
+    model: ModelSpec | None = None
+    machine: dict[str, Any] = Field(default_factory=dict)
+    sessions: tuple[SessionSpec, ...] = ()
+
+
+def check_answer_column(prefix: str, columns: Sequence[str]) -> None:
+    """Raise TableError when the answer columns would clash with the file's own."""
+    if not prefix.strip():
+        raise TableError("The answer column needs a name.", hint="Give one, such as answer.")
+    clashes = [name for name in answer_columns(prefix) if name in columns]
+    if clashes:
+        raise TableError(
+            f"The file already has a column {clashes[0]!r}, where an answer would go.",
+            hint="Choose another name for the answer column (--answer-column).",
+        )
+
+
+def answer_columns(prefix: str) -> tuple[str, ...]:
+    """The names of the new columns: `answer`, `answer_status`, ..."""
+    return tuple(prefix if name == "answer" else f"{prefix}_{name}" for name in _ANSWER_FIELDS)
+
+
+class Run:
+    """One run's folder. Make it with `stage`, find it with `open`."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.run_id = folder.name
+
+    # -- making and finding ---------------------------------------------------
+
+    @classmethod
+    def stage(
+        cls,
+        runs_dir: Path,
+        source: Path,
+        *,
+        name: str | None = None,
+        options: tables.ReadOptions | None = None,
+        limit: int | None = None,
+        instructions: Instructions | None = None,
+        on_progress: Callable[[int, float], None] | None = None,
+    ) -> Run:
+        """Read the file `source` into a new run: a draft, or ready to start when it has instructions.
+
+        Raises TableError, and what `configure` raises; then no folder is left behind.
+        """
+        run = cls(runs_dir / new_id())
+        run.folder.mkdir(parents=True)
+        try:
+            with run.connect() as connection:
+                info = tables.stage(
+                    source,
+                    connection,
+                    options=options or tables.ReadOptions(),
+                    limit=limit,
+                    on_progress=on_progress,
+                )
+                results.create(connection)
+            spec = RunSpec(
+                run_id=run.run_id,
+                created_at=dt.datetime.now(dt.UTC),
+                input=InputSpec(
+                    name=name or source.name,
+                    size_bytes=source.stat().st_size,
+                    format=info.format,
+                    encoding=info.encoding,
+                    delimiter=info.delimiter,
+                    sheet=info.sheet,
+                    rows=info.rows,
+                    columns=tuple(column.name for column in info.columns),
+                ),
+            )
+            run.write(_instructed(spec, instructions) if instructions else spec)
+        except BaseException:
+            shutil.rmtree(run.folder, ignore_errors=True)
+            raise
+        return run
+
+    @classmethod
+    def open(cls, runs_dir: Path, run_id: str) -> Run:
+        """Raises RunNotFound. `run_id` comes from outside and never becomes a path by itself."""
+        known = {entry.name: entry for entry in runs_dir.iterdir()} if runs_dir.is_dir() else {}
+        if run_id not in known or not (known[run_id] / "run.json").is_file():
+            raise RunNotFound(
+                f"There is no run {run_id!r} in {runs_dir}.", hint="`python -m core runs` lists them."
+            )
+        return cls(known[run_id])
+
+    def delete(self) -> None:
+        shutil.rmtree(self.folder)
+
+    # -- what is asked ----------------------------------------------------------
+
+    @property
+    def _json(self) -> Path:
+        return self.folder / "run.json"
+
+    @property
+    def spec(self) -> RunSpec:
+        try:
+            return RunSpec.model_validate_json(self._json.read_bytes())
+        except (OSError, ValueError) as error:
+            raise RunError(
+                f"{self._json} can't be read: {error}.", hint="Restore it or start anew."
+            ) from error
+
+    def write(self, spec: RunSpec) -> None:
+        """Replace run.json in one step: a kill leaves the old one or the new one."""
+        temporary = self._json.with_suffix(".tmp")
+        with temporary.open("w", encoding="utf-8") as file:
+            file.write(spec.model_dump_json(indent=2))
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(self._json)
+
+    def update(self, **values: Any) -> RunSpec:
+        """Set fields of run.json."""
+        spec = self.spec.model_copy(update=values)
+        self.write(spec)
+        return spec
+
+    def configure(self, instructions: Instructions) -> RunSpec:
+        """Check and keep what is asked of each row.
+
+        Raises UnknownColumn, TemplateError, ParameterError or TableError; then nothing changed.
+        """
+        spec = _instructed(self.spec, instructions)
+        self.write(spec)
+        return spec
+
+    def recipe(self) -> prompts.PromptRecipe:
+        spec = self.spec
+        if spec.prompt is None:
+            raise RunError(f"Run {self.run_id} has no prompt yet.", hint="Write a template first.")
+        return prompts.PromptRecipe(spec.prompt.template, spec.input.columns, system=spec.prompt.system)
+
+    # -- the database -----------------------------------------------------------
+
+    @contextlib.contextmanager
+    def connect(self) -> Iterator[duckdb.DuckDBPyConnection]:
+        """A connection for a `with` block. Raises as `open_database`."""
+        connection = self.open_database()
+        try:
+            yield connection
+        finally:
+            connection.close()
+
+    def open_database(self) -> duckdb.DuckDBPyConnection:
+        """A connection that the caller closes. Raises RunBusy while another process holds the file."""
+        path = self.folder / "run.duckdb"
+        give_up = time.monotonic() + _LOCK_PATIENCE_S
+        while True:
+            try:
+                return duckdb.connect(path, config=_DUCKDB)
+            except duckdb.IOException as error:
+                if "lock" not in str(error).lower():
+                    raise RunError(f"{path} can't be opened: {error}.", hint="Is the disk full?") from error
+                if time.monotonic() > give_up:  # a page of another process may just be looking
+                    raise RunBusy(
+                        f"Run {self.run_id} is in use by another process.",
+                        hint="Wait until it is done, or stop it.",
+                    ) from error
+                time.sleep(0.1)
+
+    def info(self) -> tables.TableInfo:
+        with self.connect() as connection:
+            return tables.info(connection)
+
+    def counts(self) -> results.Counts:
+        with self.connect() as connection:
+            return results.read_counts(connection)
+
+    def progress(self, points: int = 300) -> list[tuple[float, int, float, float | None]]:
+        """About `points` of (seconds of work, rows done, output tokens/s, KV-cache share), oldest first."""
+        with self.connect() as connection:
+            rows = connection.execute(
+                "SELECT work_s, done, output_tokens_per_s, kv_cache_usage FROM progress ORDER BY work_s"
+            ).fetchall()
+        step = max(1, len(rows) // points)
+        return rows[::step]
+
+    def preview(self, limit: int, *, offset: int = 0, with_answers: bool = False) -> list[dict[str, Any]]:
+        """Rows as a template sees them, by column name, in file order; with the answer columns if asked."""
+        with self.connect() as connection:
+            columns = tables.info(connection).columns
+            rows = results.read_rows(connection, columns, range(offset, offset + limit))
+            values = [dict(row.values) for row in rows]
+            if with_answers:
+                names = answer_columns(self.spec.answer_column)
+                kept = connection.execute(
+                    f"SELECT _row, {', '.join(_ANSWER_FIELDS)} FROM results WHERE _row >= ? AND _row < ?",
+                    [offset, offset + limit],
+                ).fetchall()
+                answers = {row: dict(zip(names, rest, strict=True)) for row, *rest in kept}
+                blank = dict.fromkeys(names)
+                for row, value in zip(rows, values, strict=True):
+                    value.update(answers.get(row.row, blank))
+        return values
+
+    def latest(self, limit: int) -> list[tuple[int, str, str]]:
+        """(1-based row, status, answer or error) of the rows that ended last."""
+        with self.connect() as connection:
+            return connection.execute(
+                "SELECT _row + 1, status, coalesce(answer, error) FROM results "
+                "ORDER BY finished_at DESC, _row DESC LIMIT ?",
+                [limit],
+            ).fetchall()
+
+    def problems(self, limit: int = 20) -> list[str]:
+        """What is wrong with the first rows that can't be used, in file order."""
+        with self.connect() as connection:
+            found = connection.execute(
+                "SELECT _problem FROM input WHERE _problem IS NOT NULL ORDER BY _row LIMIT ?", [limit]
+            )
+            return [problem for (problem,) in found.fetchall()]
+
+    def errors(self, limit: int = 20) -> list[tuple[str, int]]:
+        """(message, rows) of the rows that failed, most frequent first."""
+        with self.connect() as connection:
+            return connection.execute(
+                "SELECT error, count(*) FROM results WHERE status = 'error' "
+                "GROUP BY 1 ORDER BY 2 DESC, 1 LIMIT ?",
+                [limit],
+            ).fetchall()
+
+    # -- export -----------------------------------------------------------------
+
+    def export(
+        self, path: Path, *, format: str | None = None, escape_formulas: bool = True, bom: bool = False
+    ) -> int:
+        """Write the original columns and the answer columns, in the file's row order. Returns the rows.
+
+        Rows without an answer yet have empty answer columns. Raises TableError.
+        `escape_formulas` guards the answers only: what came in goes out unchanged.
+        """
+        format = tables.export_format(path, format)
+        names = answer_columns(self.spec.answer_column)
+        with self.connect() as connection:
+            columns = tables.info(connection).columns
+            answers = [tables.Column(name, "native", "") for name in names]
+            cells = ", ".join(f"input.c{index}" for index in range(len(columns)))
+            fields = ", ".join(f"results.{name}" for name in _ANSWER_FIELDS)
+            joined = connection.cursor().sql(
+                f"SELECT {cells}, {fields} FROM input LEFT JOIN results USING (_row) ORDER BY input._row"
+            )
+            batches = joined.to_arrow_reader(5_000)
+            escape = frozenset({names[0], names[2]}) if escape_formulas else frozenset()
+            return tables.write(path, [*columns, *answers], batches, format=format, escape=escape, bom=bom)
+
+
+def _instructed(spec: RunSpec, asked: Instructions) -> RunSpec:
+    columns = spec.input.columns
+    check_answer_column(asked.answer_column, columns)
+    template = asked.template
+    if asked.prompt_column is not None:
+        prompts.check_column(asked.prompt_column, columns)
+        template = prompts.column_reference(asked.prompt_column)
+    prompts.PromptRecipe(template, columns, system=asked.system)
+    return spec.model_copy(
+        update={
+            "prompt": PromptSpec(template=template, prompt_column=asked.prompt_column, system=asked.system),
+            "params": sampling.validate(asked.params),
+            "answer_column": asked.answer_column,
+            "engine": asked.engine or spec.engine,
+        }
+    )

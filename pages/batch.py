@@ -1,0 +1,28 @@
+"""Batch: a table in, a prompt over its columns, the table with answers out. `?run=ID` shows one run."""
+
+import streamlit as st
+
+from core.errors import RunNotFound
+from pages.parts import batch_setup, job_panel, session
+
+st.title("Batch")
+run_id = st.query_params.get("run")
+
+if run_id is None:
+    st.write("Run the model over every row of a table. Answers are kept as they come; nothing is lost.")
+    batch_setup.choose_table()
+    job_panel.earlier_runs()
+else:
+    try:
+        run = session.jobs().open(run_id)
+        progress = session.jobs().progress(run_id)
+    except RunNotFound as error:
+        st.error(error.message)
+        if st.button("Choose a table", icon=":material/table:"):
+            st.query_params.clear()
+            st.rerun()
+        st.stop()
+    if progress.state == "draft":
+        batch_setup.draft(run)
+    else:
+        job_panel.draw(run, progress)

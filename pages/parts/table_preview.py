@@ -1,0 +1,79 @@
+"""What a staged table looks like, and what its first prompts will be."""
+
+from __future__ import annotations
+
+import pandas as pd
+import streamlit as st
+
+from core import tables
+from core.errors import EngineNotReady, WorkbenchError
+from core.requests import encode_chats
+from core.runs import Run
+from pages.parts import session
+
+_ROWS = 50
+_RENDERED = 3
+
+
+def draw(run: Run, info: tables.TableInfo) -> None:
+    """Rows, columns with their types, notes and problems."""
+    facts = [f"{info.rows:,} rows", f"{len(info.columns)} columns", info.format.upper()]
+    facts += [info.encoding] if info.encoding else []
+    facts += [f"sheet {info.sheet}"] if info.sheet else []
+    st.caption(" · ".join(facts))
+    rows = [{name: _shown(value) for name, value in row.items()} for row in run.preview(_ROWS)]
+    config = {
+        column.name: st.column_config.TextColumn(
+            f"{column.name} ({column.type})", help=f"Type: {column.type}"
+        )
+        for column in info.columns
+    }
+    st.dataframe(pd.DataFrame(rows), column_config=config, height=250, hide_index=True)
+    for note in info.notes:
+        st.caption(note)
+    if info.problems:
+        with st.expander(f"{info.problems:,} rows can't be read; they stay in the table, marked as errors"):
+            for problem in run.problems():
+                st.text(problem)
+
+
+def _shown(value: object) -> str:
+    text = "" if value is None else value if isinstance(value, str) else str(value)
+    return text if len(text) <= 1_000 else f"{text[:1_000]}…"
+
+
+def rendered(run: Run, info: tables.TableInfo) -> None:
+    """The first prompts as the model will get them, with their token counts."""
+    recipe = run.recipe()
+    engine = None
+    try:
+        engine = session.runtime().engine
+    except EngineNotReady:
+        st.caption("Token counts come when the engine is ready.")
+    for index, row in enumerate(run.preview(_RENDERED), start=1):
+        try:
+            chat = recipe.messages(row)
+        except WorkbenchError as error:
+            st.error(f"Row {index}: {error}")
+            continue
+        with st.container(border=True):
+            if chat is None:
+                st.caption(f"Row {index}: the prompt is empty; this row will be skipped")
+                continue
+            st.caption(f"Row {index}{_tokens(engine, chat)}")
+            for message in chat:
+                if message.role == "system":
+                    st.caption(f"System: {_shown(message.content)}")
+                else:
+                    st.text(_shown(message.content))
+
+
+def _tokens(engine, chat) -> str:
+    if engine is None:
+        return ""
+    (outcome,) = encode_chats(engine, [chat])
+    if isinstance(outcome, WorkbenchError):
+        return f" · {outcome.message}"
+    limit = engine.info.max_model_len
+    over = " · too long for the context" if len(outcome) >= limit else ""
+    return f" · {len(outcome):,} of {limit:,} tokens{over}"

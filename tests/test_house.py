@@ -1,0 +1,75 @@
+"""The house's rules: who may import whom. Checked on the syntax tree, so nothing is run."""
+
+import ast
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+CORE = sorted((ROOT / "core").rglob("*.py"))
+PAGES = [ROOT / "Home.py", *sorted((ROOT / "pages").rglob("*.py"))]
+# each heavy library has one room, and even there it is imported inside a function
+HEAVY = {
+    "vllm": {"core/engines/vllm.py", "core/engines/vllm_settings.py", "core/engines/vllm_models.py"},
+    "torch": {"core/engines/vllm.py", "core/engines/vllm_settings.py", "core/embedded.py"},
+    "transformers": {"core/engines/vllm.py", "core/engines/vllm_models.py", "core/embedded.py"},
+}
+PURE = {"core/sampling.py"}
+
+
+def imports(path):
+    """(module, is at the top of the file) of every import."""
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    top = {id(node) for node in tree.body}
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            yield from ((alias.name, id(node) in top) for alias in node.names)
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            yield node.module, id(node) in top
+            yield from ((f"{node.module}.{alias.name}", id(node) in top) for alias in node.names)
+
+
+def name(path):
+    return path.relative_to(ROOT).as_posix()
+
+
+@pytest.mark.parametrize("path", CORE, ids=name)
+def test_core_knows_no_user_interface(path):
+    assert not [module for module, _top in imports(path) if module.split(".")[0] in ("streamlit", "pages")]
+
+
+@pytest.mark.parametrize("path", CORE + PAGES, ids=name)
+def test_heavy_libraries_are_imported_in_their_own_room_and_late(path):
+    for module, top in imports(path):
+        library = module.split(".")[0]
+        if library in HEAVY:
+            assert name(path) in HEAVY[library], f"{name(path)} imports {module}"
+            assert not top, f"{name(path)} imports {module} before it is needed"
+
+
+@pytest.mark.parametrize("path", PAGES, ids=name)
+def test_pages_share_only_parts(path):
+    for module, _top in imports(path):
+        if module.startswith("pages.") and module != "pages.parts":
+            assert module.startswith("pages.parts"), f"{name(path)} imports {module}"
+
+
+@pytest.mark.parametrize("path", [path for path in CORE if name(path) in PURE], ids=name)
+def test_pure_modules_do_no_io(path):
+    allowed = (
+        "core.errors",
+        "core.types",
+        "json",
+        "math",
+        "collections",
+        "dataclasses",
+        "difflib",
+        "typing",
+        "__future__",
+    )
+    assert not [module for module, _top in imports(path) if not module.startswith(allowed)]
+
+
+@pytest.mark.parametrize("path", [path for path in PAGES if path.parent.name == "pages"], ids=name)
+def test_a_page_is_thin(path):
+    assert len(path.read_text(encoding="utf-8").splitlines()) <= 150

@@ -1,0 +1,299 @@
+"""Batch runs through the scripted engine: every row ends once, with its cause, whatever happens."""
+
+import csv
+import json
+import time
+from dataclasses import replace
+
+import pyarrow.parquet as pq
+import pytest
+
+from core import results
+from core.errors import ParameterError, RunError, RunNotFound, TableError, UnknownColumn
+from core.jobs import Jobs
+from core.runs import Instructions, Run
+from core.store import Store
+from core.types import EngineSpec
+
+
+@pytest.fixture
+def jobs(scripted_runtime):
+    store = Store(scripted_runtime.settings.catalogue_path)
+    jobs = Jobs(scripted_runtime, store)
+    yield jobs
+    jobs.close()
+    store.close()
+
+
+@pytest.fixture
+def table(tmp_path):
+    path = tmp_path / "table.csv"
+    lines = [f"{number:03d},text {number},\r\n" for number in range(40)]
+    path.write_text("id,text,empty\r\n" + "".join(lines), encoding="utf-8", newline="")
+    return path
+
+
+def finish(jobs, run):
+    jobs.start(run.run_id)
+    progress = jobs.wait(run.run_id, timeout_s=60)
+    assert progress.state == "finished", progress.message
+    return progress
+
+
+def read_csv(path):
+    with path.open(encoding="utf-8", newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def test_every_row_comes_back_in_order_with_its_own_values(jobs, table, tmp_path):
+    run = jobs.stage(table, instructions=Instructions(template="Say {{ text }}"))
+    progress = finish(jobs, run)
+    assert (progress.rows, progress.counts.ok, progress.generated) == (40, 40, 40)
+    run.export(tmp_path / "out.csv")
+    rows = read_csv(tmp_path / "out.csv")
+    assert list(rows[0]) == [
+        "id", "text", "empty", "answer", "answer_status", "answer_error",
+        "answer_finish_reason", "answer_prompt_tokens", "answer_output_tokens",
+    ]  # fmt: skip
+    assert [row["id"] for row in rows] == [f"{number:03d}" for number in range(40)]
+    assert all(row["answer"].endswith(f"Say text {number}") for number, row in enumerate(rows))
+    assert {row["answer_status"] for row in rows} == {"ok"}
+    assert sum(int(row["answer_output_tokens"]) for row in rows) == progress.counts.output_tokens
+
+
+def test_answers_do_not_depend_on_the_run(jobs, table):
+    answers = []
+    for _repeat in range(2):
+        run = jobs.stage(table, instructions=Instructions(prompt_column="text", params={"temperature": 0}))
+        finish(jobs, run)
+        answers.append([row["answer"] for row in run.preview(40, with_answers=True)])
+    assert answers[0] == answers[1]
+    assert len(set(answers[0])) == 40
+
+
+def test_bad_rows_are_marked_and_do_not_stop_good_ones(jobs, tmp_path):
+    path = tmp_path / "ragged.csv"
+    path.write_text('id,text\n1,good\n2,one,too many\n3\n4,""\n5,fine\n', encoding="utf-8")
+    run = jobs.stage(path, instructions=Instructions(template="{{ text }}"))
+    progress = finish(jobs, run)
+    rows = run.preview(10, with_answers=True)
+    assert [row["answer_status"] for row in rows] == ["ok", "error", "error", "skipped", "ok"]
+    assert "line 3" in rows[1]["answer_error"]
+    assert "line 4 ends before column 'text'" in rows[2]["answer_error"]
+    assert (progress.counts.ok, progress.counts.errors, progress.counts.skipped) == (2, 2, 1)
+    assert progress.generated == 2
+
+
+def test_a_short_row_is_used_when_what_is_missing_is_not_asked_for(jobs, tmp_path):
+    path = tmp_path / "short.csv"
+    path.write_text("id,text\n1,good\n2\n", encoding="utf-8")
+    run = jobs.stage(path, instructions=Instructions(template="Number {{ id }}"))
+    assert finish(jobs, run).counts.ok == 2
+
+
+def test_a_prompt_over_the_context_is_an_error_of_that_row(jobs, tmp_path):
+    path = tmp_path / "long.jsonl"
+    rows = [{"text": "short"}, {"text": "word " * 9000}]
+    path.write_text("\n".join(json.dumps(row) for row in rows), encoding="utf-8")
+    run = jobs.stage(path, instructions=Instructions(template="{{ text }}"))
+    finish(jobs, run)
+    first, second = run.preview(2, with_answers=True)
+    assert first["answer_status"] == "ok"
+    assert second["answer_status"] == "error"
+    assert "8,192" in second["answer_error"]
+
+
+def test_a_template_that_fails_on_one_row_fails_that_row(jobs, tmp_path):
+    path = tmp_path / "numbers.csv"
+    path.write_text("a,b\n6,2\n6,0\n", encoding="utf-8")
+    run = jobs.stage(path, instructions=Instructions(template="{{ (a|int / b|int)|int }}"))
+    finish(jobs, run)
+    rows = run.preview(2, with_answers=True)
+    assert [row["answer_status"] for row in rows] == ["ok", "error"]
+    assert "division by zero" in rows[1]["answer_error"]
+
+
+@pytest.mark.parametrize(
+    ("instructions", "error"),
+    [
+        (Instructions(template="{{ nothing }}"), UnknownColumn),
+        (Instructions(prompt_column="nothing"), UnknownColumn),
+        (Instructions(template="{{ text }}", params={"temperature": -1}), ParameterError),
+        (Instructions(template="{{ text }}", answer_column="id"), TableError),
+        (Instructions(template="{{ text }}", answer_column=""), TableError),
+    ],
+)
+def test_what_can_not_work_is_refused_before_the_run_and_leaves_nothing(jobs, table, instructions, error):
+    runs_dir = jobs.stage(table).folder.parent
+    before = set(runs_dir.iterdir())
+    with pytest.raises(error):
+        jobs.stage(table, instructions=instructions)
+    assert set(runs_dir.iterdir()) == before
+
+
+def test_a_column_that_clashes_with_a_status_column_is_named(jobs, tmp_path):
+    path = tmp_path / "clash.csv"
+    path.write_text("text,answer_status\nx,y\n", encoding="utf-8")
+    with pytest.raises(TableError, match="answer_status"):
+        jobs.stage(path, instructions=Instructions(template="{{ text }}"))
+
+
+def test_stop_keeps_what_is_done_and_resume_does_only_the_rest(make_scripted_runtime, table, tmp_path):
+    runtime = make_scripted_runtime(scripted_tokens_per_s=30, max_num_seqs=2)
+    store = Store(runtime.settings.catalogue_path)
+    jobs = Jobs(runtime, store)
+    run = jobs.stage(table, instructions=Instructions(template="Say {{ text }}"))
+    jobs.start(run.run_id)
+    wait_until(lambda: jobs.progress(run.run_id).counts.done >= 4)
+    jobs.stop(run.run_id)
+    stopped = jobs.wait(run.run_id, timeout_s=20)
+    assert stopped.state == "stopped"
+    assert 4 <= stopped.counts.done < 40
+    kept = stopped.counts.done
+    assert store.run(run.run_id).state == "stopped"
+    assert runtime.status().stats.running == 0
+    # a part can be downloaded: rows not done yet have no status
+    run.export(tmp_path / "part.csv")
+    assert [row["answer_status"] for row in read_csv(tmp_path / "part.csv")].count("ok") == kept
+    jobs.close()
+    runtime.load(replace(runtime.default_spec(), max_num_seqs=32))
+    jobs = Jobs(runtime, store)
+    jobs.start(run.run_id)
+    resumed = jobs.wait(run.run_id, timeout_s=60)
+    assert resumed.state == "finished"
+    assert resumed.generated == 40 - kept
+    with run.connect() as connection:
+        found = connection.execute("SELECT count(*), count(DISTINCT _row) FROM results").fetchone()
+    assert found == (40, 40)
+    jobs.close()
+    store.close()
+
+
+def wait_until(condition, timeout_s=20):
+    deadline = time.monotonic() + timeout_s
+    while not condition():
+        assert time.monotonic() < deadline, "it did not happen in time"
+        time.sleep(0.02)
+
+
+def test_closing_the_workbench_leaves_a_run_that_offers_resume(make_scripted_runtime, table):
+    runtime = make_scripted_runtime(scripted_tokens_per_s=20, max_num_seqs=2)
+    store = Store(runtime.settings.catalogue_path)
+    jobs = Jobs(runtime, store)
+    run = jobs.stage(table, instructions=Instructions(template="Say {{ text }}"))
+    jobs.start(run.run_id)
+    wait_until(lambda: jobs.progress(run.run_id).counts.done > 0)
+    jobs.close()
+    record = store.run(run.run_id)
+    assert record.state == "interrupted"
+    assert 0 < record.done < 40
+    store.close()
+
+
+def test_two_runs_take_turns_and_both_finish(jobs, table):
+    first = jobs.stage(table, instructions=Instructions(template="A {{ text }}"))
+    second = jobs.stage(table, instructions=Instructions(template="B {{ text }}"))
+    jobs.start(first.run_id)
+    jobs.start(second.run_id)
+    assert jobs.wait(first.run_id, timeout_s=30).state == "finished"
+    assert jobs.wait(second.run_id, timeout_s=30).state == "finished"
+
+
+def test_run_json_says_everything_needed_to_repeat_the_run(jobs, table):
+    asked = Instructions(
+        template="{{ text }}",
+        system="Be {{ id }}.",
+        params={"temperature": 0},
+        engine=EngineSpec(engine="scripted"),
+    )
+    run = jobs.stage(table, instructions=asked)
+    finish(jobs, run)
+    spec = json.loads((run.folder / "run.json").read_text(encoding="utf-8"))
+    assert spec["run_id"] == run.folder.name
+    assert spec["prompt"]["template"] == "{{ text }}"
+    assert spec["prompt"]["system"] == "Be {{ id }}."
+    assert spec["params"]["temperature"] == 0
+    assert spec["params"]["max_tokens"] == 256
+    assert spec["model"]["name"] == "scripted"
+    assert spec["machine"]["cores"] >= 1
+    assert spec["sessions"][0]["generated"] == 40
+
+
+def test_a_copied_folder_is_a_copied_run(jobs, table, tmp_path, make_scripted_runtime):
+    import shutil
+
+    run = jobs.stage(table, instructions=Instructions(template="{{ text }}"))
+    finish(jobs, run)
+    elsewhere = make_scripted_runtime()
+    shutil.copytree(run.folder, elsewhere.settings.runs_dir / run.run_id)
+    store = Store(elsewhere.settings.catalogue_path)
+    progress = Jobs(elsewhere, store).progress(run.run_id)
+    assert (progress.state, progress.counts.ok) == ("finished", 40)
+    store.close()
+
+
+def test_parquet_keeps_types_and_adds_answers(jobs, tmp_path):
+    import pyarrow as pa
+
+    path = tmp_path / "typed.parquet"
+    original = pa.table(
+        {"n": pa.array([1, 2, None], pa.int16()), "text": ["a", "b", "c"], "tags": [["x"], [], None]}
+    )
+    pq.write_table(original, path)
+    run = jobs.stage(path, instructions=Instructions(template="{{ n }} {{ text }} {{ tags }}"))
+    finish(jobs, run)
+    run.export(tmp_path / "out.parquet")
+    out = pq.read_table(tmp_path / "out.parquet")
+    assert out.select(["n", "text", "tags"]).to_pylist() == original.to_pylist()
+    assert out.column("n").type == pa.int16()
+    assert out.column("answer_output_tokens").type == pa.int32()
+    assert out.column("answer_status").to_pylist() == ["ok"] * 3
+
+
+def test_an_answer_that_looks_like_a_formula_is_guarded_but_the_files_own_cells_are_not(jobs, tmp_path):
+    path = tmp_path / "formula.csv"
+    path.write_text("text\n=1+1\n", encoding="utf-8")
+    run = jobs.stage(path, instructions=Instructions(template="{{ text }}"))
+    with run.connect() as connection:
+        answer = results.Result(row=0, status="ok", answer="=HYPERLINK(1)")
+        results.append(connection, [answer], (0.0, 1, 0.0, None))
+    run.export(tmp_path / "safe.csv")
+    run.export(tmp_path / "raw.csv", escape_formulas=False)
+    assert read_csv(tmp_path / "safe.csv")[0]["text"] == "=1+1"
+    assert read_csv(tmp_path / "safe.csv")[0]["answer"] == "'=HYPERLINK(1)"
+    assert read_csv(tmp_path / "raw.csv")[0]["answer"] == "=HYPERLINK(1)"
+
+
+@pytest.mark.parametrize("run_id", ["nothing", "../runs", "", ".", "a/b"])
+def test_an_unknown_run_is_said_so(jobs, run_id):
+    with pytest.raises(RunNotFound):
+        jobs.start(run_id)
+
+
+def test_a_draft_without_a_prompt_does_not_start(jobs, table):
+    run = jobs.stage(table)
+    with pytest.raises(RunError, match="no prompt"):
+        jobs.start(run.run_id)
+
+
+def test_delete_removes_folder_and_entry(jobs, table):
+    run = jobs.stage(table, instructions=Instructions(template="{{ text }}"))
+    finish(jobs, run)
+    jobs.delete(run.run_id)
+    assert not run.folder.exists()
+    with pytest.raises(RunNotFound):
+        Run.open(run.folder.parent, run.run_id)
+
+
+def test_progress_is_sampled_for_the_chart(make_scripted_runtime, table):
+    runtime = make_scripted_runtime(scripted_tokens_per_s=40, max_num_seqs=8)
+    store = Store(runtime.settings.catalogue_path)
+    jobs = Jobs(runtime, store)
+    run = jobs.stage(table, instructions=Instructions(template="Say {{ text }}"))
+    finish(jobs, run)
+    samples = run.progress()
+    assert len(samples) >= 2
+    assert samples[-1][1] == 40
+    assert max(rate for _s, _d, rate, _u in samples) > 0
+    jobs.close()
+    store.close()
