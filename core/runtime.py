@@ -14,7 +14,6 @@ import contextlib
 import copy
 import threading
 import time
-from collections import deque
 from collections.abc import Coroutine
 from dataclasses import dataclass, replace
 from multiprocessing import resource_tracker
@@ -24,6 +23,7 @@ from core.engines.base import Engine
 from core.engines.engine_log import EngineLog, stage_of
 from core.engines.guard import Guard
 from core.engines.loop import LoopThread
+from core.engines.watch import RESTART_DELAYS_S, RESTART_WINDOW_S, RestartBudget, SpeedMeter
 from core.errors import (
     EngineDied,
     EngineError,
@@ -37,11 +37,8 @@ from core.types import EnginePhase, EngineSpec, EngineStats, EngineStatus
 
 T = TypeVar("T")
 
-RESTART_DELAYS_S = (0.5, 2.0, 8.0)
-RESTART_WINDOW_S = 600.0
 _TICK_S = 0.2
 _SAMPLE_S = 1.0
-_RATES_KEPT = 60
 _UNLOAD_GRACE_S = 20.0
 
 
@@ -73,8 +70,8 @@ class Runtime:
         self._closed = False
         self._touched = False
         self._held: Engine | None = None
-        self._restarts: deque[float] = deque()
-        self._rates: deque[tuple[float, float]] = deque(maxlen=_RATES_KEPT)
+        self._restarts = RestartBudget()
+        self._speed = SpeedMeter()
         self._log = EngineLog(self.settings.logs_dir)
         self._guard = Guard()
         self._switching = asyncio.Lock()
@@ -100,7 +97,7 @@ class Runtime:
     def load(self, spec: EngineSpec | None = None) -> None:
         """Begin to load `spec` in place of what is loaded. Returns at once; `status` shows how it goes."""
         spec = spec or self.default_spec()
-        self._restarts.clear()
+        self._restarts.reset()
         generation = self._begin("loading", "Ending the engine before", spec)
         self._loop.spawn(self._switch(generation, spec))
 
@@ -127,7 +124,7 @@ class Runtime:
     def status(self) -> EngineStatus:
         """A snapshot; never waits for the engine."""
         state, now = self._state, time.monotonic()
-        rates = tuple((now - at, rate) for at, rate in tuple(self._rates))
+        rates = self._speed.rates(now)
         return EngineStatus(
             phase=state.phase,
             stage=state.stage,
@@ -254,7 +251,7 @@ class Runtime:
             except Exception as error:
                 self._guard.end_all()
                 failure = _load_failure(error, self._log.lines)
-                delay = self._next_restart_delay() if restarting else None
+                delay = self._restarts.next_delay_s() if restarting else None
                 if delay is None:
                     state = _State("failed", time.monotonic(), spec=spec, error=failure)
                     return self._enter(generation, state)
@@ -285,7 +282,9 @@ class Runtime:
                 raise _Superseded
             self._building = True
         try:
-            return vllm.load(spec, self.settings, report=report, log=self._log, guard=self._guard)
+            return vllm.load(
+                spec, self.settings, report=report, log=self._log, guard=self._guard, run=self.run
+            )
         finally:
             self._building = False
 
@@ -293,7 +292,6 @@ class Runtime:
         engine, self._held = self._held, None
         if engine is not None:
             await engine.close()
-        self._rates.clear()
 
     async def _pause(self, generation: int, seconds: float) -> None:
         """Sleep, but give up soon when this generation is over."""
@@ -307,40 +305,30 @@ class Runtime:
 
     async def _watch(self) -> None:
         """Follow the log and the new processes of a load; look after a ready engine and its speed."""
-        sampled_at, sampled_of, sampled_tokens = time.monotonic(), None, 0
+        looked_at = time.monotonic()
         while True:
             await asyncio.sleep(_TICK_S)
-            state = self._state
             self._follow_log()
             if self._building:
                 self._guard.adopt()
-            now = time.monotonic()
-            if state.engine is None or now - sampled_at < _SAMPLE_S:
+            engine, now = self._state.engine, time.monotonic()
+            if engine is None or now - looked_at < _SAMPLE_S:
                 continue
+            looked_at = now
             try:
-                await state.engine.check()
+                await engine.check()
             except EngineDied as error:
-                self._restart(state.engine, error)
-                continue
-            tokens = state.engine.stats().output_tokens
-            if sampled_of is state.engine:
-                self._sample(now, (tokens - sampled_tokens) / (now - sampled_at))
-            sampled_at, sampled_of, sampled_tokens = now, state.engine, tokens
+                self._restart(engine, error)
+            else:
+                self._speed.sample(engine, now)
 
     def _follow_log(self) -> None:
         for line in self._log.poll():
-            stage = stage_of(line)
+            stage = stage_of(line, self._state.stage)
             if stage:
                 with self._changed:
                     if self._state.phase in ("loading", "restarting"):
                         self._state = replace(self._state, stage=stage)
-
-    def _sample(self, now: float, rate: float) -> None:
-        """Keep the last minute; an idle minute needs no points."""
-        if rate or any(old for _, old in self._rates):
-            self._rates.append((now, rate))
-        else:
-            self._rates.clear()
 
     def _restart(self, engine: Engine, error: EngineDied) -> None:
         """Load the same spec again after the engine died, unless it dies too often. On the loop."""
@@ -350,7 +338,7 @@ class Runtime:
                 return  # somebody else has seen it, or the engine was ended on purpose
             self._generation += 1
             generation, spec = self._generation, state.spec
-            delay = self._next_restart_delay()
+            delay = self._restarts.next_delay_s()
             now = time.monotonic()
             if delay is None:
                 failure = EngineLoadError(
@@ -371,16 +359,6 @@ class Runtime:
     async def _discard(self) -> None:
         async with self._switching:
             await self._drop_engine()
-
-    def _next_restart_delay(self) -> float | None:
-        """Seconds to wait before the next restart; None when there were too many of late."""
-        now = time.monotonic()
-        while self._restarts and now - self._restarts[0] > RESTART_WINDOW_S:
-            self._restarts.popleft()
-        if len(self._restarts) >= len(RESTART_DELAYS_S):
-            return None
-        self._restarts.append(now)
-        return RESTART_DELAYS_S[len(self._restarts) - 1]
 
 
 def _load_failure(error: Exception, log: tuple[str, ...]) -> EngineError:

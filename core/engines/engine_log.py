@@ -1,14 +1,13 @@
 """What an engine and its processes print, in one file of the workspace, and what can be read from it.
 
-vLLM's loggers write to the file through `EngineLogHandler`, named in a logging
-configuration that vLLM reads when it is imported, in each of its processes.
+vLLM reads a logging configuration when it is imported, in each of its processes,
+and so writes to the file; `engine_child` sends there what is printed.
 """
 
 from __future__ import annotations
 
 import json
-import logging
-import multiprocessing
+import logging.config
 import os
 import re
 import threading
@@ -23,27 +22,12 @@ _STAGES = (
     (re.compile(r"Initializing a V1 LLM engine|Resolved architecture"), "Starting the engine process"),
     (re.compile(r"Starting to load model|Loading (safetensors|pt)"), "Loading weights"),
     (re.compile(r"Loading weights took|Model loading took"), "Weights loaded"),
-    (re.compile(r"torch\.compile|Compiling a graph|Dynamo bytecode"), "Compiling the model"),
+    (re.compile(r"Compiling a graph|Dynamo bytecode transform"), "Compiling the model"),
     (re.compile(r"KV cache"), "Setting aside the KV cache"),
     (re.compile(r"Warming up|[Ww]armup|Capturing CUDA graph|Graph capturing"), "Warming up"),
 )  # fmt: skip
 _ERROR = re.compile(r"(?:^|\s)((?:[A-Za-z_][\w.]*\.)?[A-Z]\w*(?:Error|Exception|Interrupt)): (.+)$")
 _PREFIX = re.compile(r"^(?:\(\S+ pid=\d+\) )*(?:\w+ \d\d-\d\d \d\d:\d\d:\d\d \[[^\]]+\] )?")
-
-
-class EngineLogHandler(logging.FileHandler):
-    """Appends to the file that the environment names.
-
-    In a child process it also sends stdout and stderr there: what libraries and C++
-    code print (progress bars, Gloo, a crash) belongs to the log, not on the terminal
-    or among the output of the command line.
-    """
-
-    def __init__(self) -> None:
-        super().__init__(os.environ[LOG_PATH_VARIABLE], mode="a", encoding="utf-8", errors="replace")
-        if multiprocessing.parent_process() is not None:
-            os.dup2(self.stream.fileno(), 1)
-            os.dup2(self.stream.fileno(), 2)
 
 
 class EngineLog:
@@ -70,10 +54,14 @@ class EngineLog:
                     "datefmt": "%m-%d %H:%M:%S",
                 }
             },
-            "handlers": {"file": {"class": f"{__name__}.EngineLogHandler", "formatter": "line"}},
+            "handlers": {
+                "file": {"class": "logging.FileHandler", "filename": str(self.path), "formatter": "line"}
+            },
             "loggers": {"vllm": {"handlers": ["file"], "level": "INFO", "propagate": False}},
         }
         config_path.write_text(json.dumps(config), encoding="utf-8")
+        # vLLM says some things before it has read it
+        logging.config.dictConfig(config)
         self._prune()
         with self._lock:
             self._lines.clear()
@@ -109,9 +97,11 @@ class EngineLog:
             path.with_suffix(".json").unlink(missing_ok=True)
 
 
-def stage_of(line: str) -> str | None:
-    """The stage of the load that a log line shows, None for most lines."""
-    return next((stage for pattern, stage in _STAGES if pattern.search(line)), None)
+def stage_of(line: str, current: str = "") -> str | None:
+    """The stage that a log line shows; None for most lines, and for a stage before `current`."""
+    names = [stage for _, stage in _STAGES]
+    first = names.index(current) if current in names else 0
+    return next((stage for pattern, stage in _STAGES[first:] if pattern.search(line)), None)
 
 
 def cause_in(lines: tuple[str, ...]) -> str | None:

@@ -1,0 +1,177 @@
+"""Starting vLLM's processes: the environment they get, the device they find, why a start failed."""
+
+from __future__ import annotations
+
+import contextlib
+import multiprocessing.spawn
+import os
+import platform
+import re
+import sys
+import threading
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from core.engines.engine_log import cause_in
+from core.engines.vllm_models import LocalModel
+from core.engines.vllm_settings import Choice, DeviceFacts
+from core.errors import EngineError, EngineLoadError
+from core.types import EngineSpec
+
+_REMEDIES = (
+    (
+        r"out of memory|cannot allocate|not enough memory|no available memory|free memory|KV cache",
+        "Load it with a smaller max_model_len or KV cache, or choose a smaller model.",
+    ),
+    (
+        r"architectur|not supported|does not recognize|trust_remote_code",
+        "This vLLM can't run this model as it is; choose another one.",
+    ),
+    (r"max_model_len|max_position_embeddings", "Load it with a smaller max_model_len."),
+)
+
+
+def import_vllm() -> None:
+    """The first import takes seconds. transformers and the hub draw progress bars: not on our terminal."""
+    import transformers
+    import vllm.v1.engine.async_llm  # noqa: F401
+
+    transformers.logging.set_verbosity_error()
+    transformers.logging.disable_progress_bar()
+
+
+def start(spec: EngineSpec, model: LocalModel, choice: Choice, stat_logger: Callable[..., Any]) -> Any:
+    from vllm import AsyncEngineArgs
+    from vllm.v1.engine.async_llm import AsyncLLM
+
+    arguments = AsyncEngineArgs(
+        model=str(model.folder),
+        served_model_name=[model.name],
+        dtype=spec.dtype,
+        trust_remote_code=False,
+        scheduling_policy="priority",
+        enable_prefix_caching=True,
+        enable_log_requests=False,
+        **choice.arguments,
+    )
+    return AsyncLLM.from_engine_args(arguments, stat_loggers=[stat_logger])
+
+
+def find_device() -> DeviceFacts:
+    from vllm.platforms import current_platform
+
+    if current_platform.is_cpu():
+        from vllm.utils.cpu_resource_utils import get_memory_node_info
+
+        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+        name = f"CPU, {cores} cores ({_cpu_name()})"
+        return DeviceFacts(kind="cpu", name=name, memory_bytes=get_memory_node_info(0).available_memory)
+    # vLLM asks the driver's library: CUDA in this process would take memory from the engine.
+    return DeviceFacts(
+        kind=current_platform.device_type,
+        name=current_platform.get_device_name(),
+        memory_bytes=current_platform.get_device_total_memory(),
+    )
+
+
+def _cpu_name() -> str:
+    path = Path("/proc/cpuinfo")
+    found = re.search(r"^model name\s*: (.+)$", path.read_text(), re.M) if path.exists() else None
+    return found[1].strip() if found else platform.machine()
+
+
+def lasting_environment() -> dict[str, str]:
+    """Read at import or by libraries at any time: stays set. The user's own values win."""
+    defaults = {
+        "VLLM_NO_USAGE_STATS": "1",
+        "VLLM_WORKER_MULTIPROC_METHOD": "spawn",  # fork from a process with threads hangs now and then
+        "TOKENIZERS_PARALLELISM": "true",
+        "HF_HUB_DISABLE_PROGRESS_BARS": "1",
+    }
+    return {name: os.environ.get(name, value) for name, value in defaults.items()}
+
+
+def child_environment(device: DeviceFacts) -> dict[str, str]:
+    """For the engine's processes: the model is in a folder by now, so they need no network."""
+    variables = {"HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1"}
+    if device.kind == "cpu":
+        # One thread and the default OpenMP: 840 tokens/s; all cores: 1,330; Intel's OpenMP too: 1,430.
+        variables["VLLM_CPU_NUM_OF_RESERVED_CPU"] = "0"
+        preload = [os.environ["LD_PRELOAD"]] if os.environ.get("LD_PRELOAD") else []
+        preload += [str(path) for path in (_find_openmp(), _find_allocator()) if path]
+        if preload:
+            variables["LD_PRELOAD"] = ":".join(preload)
+    return variables
+
+
+def _find_openmp() -> Path | None:
+    path = Path(sys.prefix) / "lib" / "libiomp5.so"
+    return path if path.is_file() else None
+
+
+def _find_allocator() -> Path | None:
+    for folder in ("/usr/lib/x86_64-linux-gnu", "/usr/lib/aarch64-linux-gnu", "/usr/lib64", "/usr/lib"):
+        for path in sorted(Path(folder).glob("libtcmalloc_minimal.so*")):
+            return path
+    return None
+
+
+@contextlib.contextmanager
+def environment(variables: Mapping[str, str]) -> Iterator[None]:
+    """Set environment variables, and put the old values back."""
+    old = {name: os.environ.get(name) for name in (*variables, "LD_PRELOAD")}
+    os.environ.update(variables)
+    try:
+        yield
+    finally:
+        for name, value in old.items():
+            if value is None:
+                os.environ.pop(name, None)
+            else:
+                os.environ[name] = value
+
+
+@contextlib.contextmanager
+def main_replaced() -> Iterator[None]:
+    """Have multiprocessing run `engine_child` instead of `__main__` in the processes this thread starts.
+
+    `streamlit run` makes the page `__main__`: the engine's processes would run the
+    page, start engines of their own and die. Their own workers follow suit.
+    """
+    original = multiprocessing.spawn.get_preparation_data
+    thread = threading.get_ident()
+
+    def with_our_main(name: str) -> dict[str, Any]:
+        data = original(name)
+        if threading.get_ident() != thread:
+            return data
+        kept = {key: value for key, value in data.items() if not key.startswith("init_main")}
+        return kept | {"init_main_from_name": "core.engines.engine_child"}
+
+    multiprocessing.spawn.get_preparation_data = with_our_main
+    try:
+        yield
+    finally:
+        multiprocessing.spawn.get_preparation_data = original
+
+
+def explain(error: Exception, model: LocalModel, log: tuple[str, ...]) -> EngineError:
+    """The load's own cause in one line, with a remedy where one is known."""
+    if isinstance(error, EngineError):
+        return error
+    said = plain(str(error))
+    cause = (cause_in(log) if "initialization failed" in said else None) or f"{type(error).__name__}: {said}"
+    if re.search(r"core proc.*-9", said) and not cause_in(log):
+        cause = "its process was killed, most likely as the machine ran out of memory"
+    remedies = (remedy for pattern, remedy in _REMEDIES if re.search(pattern, f"{cause} {said}", re.I))
+    hint = next(remedies, "The engine's log says more.")
+    return EngineLoadError(f"{model.name} could not be loaded: {cause}", hint=hint, log=log)
+
+
+def plain(text: str) -> str:
+    """The first line with content, pydantic's preamble left out."""
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    if len(lines) > 1 and "validation error" in lines[0]:
+        return re.sub(r"^Value error, | \[type=.*$", "", lines[1])
+    return lines[0] if lines else "no reason given"
