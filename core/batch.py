@@ -77,7 +77,8 @@ class BatchJob:
         self._earlier_s = sum(session.wall_s for session in run.spec.sessions)
         # (time, rows done, output tokens) at the last flushes; replaced whole, so any thread may read it
         self._recent: tuple[tuple[float, int, int], ...] = ()
-        self._end: tuple[RunState, str] = ("stopped", "Stopped; what is done is kept.")
+        self._end: tuple[RunState, str] = ("stopped", "")
+        self._task: asyncio.Task[Any] | None = None
         self._reader = concurrent.futures.ThreadPoolExecutor(1, f"read-{run.run_id}")
         self._writer = concurrent.futures.ThreadPoolExecutor(1, f"write-{run.run_id}")
 
@@ -114,6 +115,7 @@ class BatchJob:
 
     async def work(self, turn: asyncio.Lock) -> None:
         """Do the pending rows. Ends in state finished, stopped or failed; raises nothing but a bug."""
+        self._task = asyncio.current_task()
         try:
             self._publish()
             async with turn:
@@ -136,6 +138,12 @@ class BatchJob:
         finally:
             self._work_ended = time.monotonic()
             self._close()
+
+    async def stop(self, state: RunState, message: str) -> None:
+        """Cancel the work, which then ends in `state`; the caller waits for that elsewhere."""
+        self._end = (state, message)
+        if self._task is not None:
+            self._task.cancel()
 
     async def _work(self, connection: duckdb.DuckDBPyConnection) -> None:
         reader, writer = connection.cursor(), connection.cursor()
@@ -261,10 +269,6 @@ class BatchJob:
         results.append(writer, batch, (self._earlier_s + self.work_s, counts.done, self._last_rate(), usage))
         self.counts = counts
         self._publish()
-
-    def end_as(self, state: RunState, message: str) -> None:
-        """What a cancelled job says it is."""
-        self._end = (state, message)
 
     def _last_rate(self) -> float:
         """Output tokens/s over the last few flushes."""

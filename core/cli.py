@@ -294,11 +294,11 @@ def runs(
 
 
 @app.command()
-def params() -> None:
+def params(
+    markdown: Annotated[bool, typer.Option(help="As a Markdown page: docs/sampling.md.")] = False,
+) -> None:
     """List the sampling parameters: name, range, default, what it does."""
-    for row in sampling.PARAMETERS:
-        default = "none" if row.default is None else row.default
-        print(f"{row.name:<28}{row.range_text} (default {default})\n{'':<4}{row.help}")
+    print(sampling.as_markdown() if markdown else sampling.as_text())
 
 
 @models_app.command()

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import concurrent.futures
-import contextlib
 import threading
 from dataclasses import asdict
 from pathlib import Path
@@ -108,15 +107,18 @@ class Jobs:
 
     def stop(self, run_id: str) -> None:
         """End the work on a run soon; its answers are kept and `start` goes on from there."""
+        self._stop(run_id, "stopped", "Stopped; what is done is kept.")
+
+    def _stop(self, run_id: str, state: RunState, message: str) -> None:
         with self._lock:
-            if run_id in self._jobs:
-                self._jobs[run_id][1].cancel()
+            if run_id in self._jobs and not self._jobs[run_id][1].done():
+                # not future.cancel(): that would call it done before its last answers are kept
+                self._runtime.spawn(self._jobs[run_id][0].stop(state, message))
 
     def wait(self, run_id: str, timeout_s: float | None = None) -> Progress:
         """Block until the work on the run has ended. Raises TimeoutError."""
         job, future = self._jobs[run_id]
-        with contextlib.suppress(concurrent.futures.CancelledError):
-            future.result(timeout_s)
+        future.result(timeout_s)
         return job.progress()
 
     def progress(self, run_id: str) -> Progress:
@@ -152,8 +154,7 @@ class Jobs:
     def close(self) -> None:
         """Stop everything and wait until it is kept."""
         self._stagers.shutdown(wait=False, cancel_futures=True)
-        for job, future in self._jobs.values():
-            job.end_as("interrupted", "The workbench was closed; resume goes on from here.")
-            future.cancel()
+        for run_id in list(self._jobs):
+            self._stop(run_id, "interrupted", "The workbench was closed; resume goes on from here.")
         for run_id in list(self._jobs):
             self.wait(run_id, timeout_s=10)

@@ -54,7 +54,7 @@ class Parameter:
             return None
         try:
             parsed = _PARSERS[self.kind](value)
-        except (TypeError, ValueError) as error:
+        except (TypeError, ValueError, OverflowError) as error:
             raise ParameterError(
                 f"{self.name}={value!r} is not {_KIND_WORDS[self.kind]}.", hint=self.help
             ) from error
@@ -305,3 +305,39 @@ def defaults(generation_config: Mapping[str, Any] | None = None) -> dict[str, An
 def is_deterministic(params: Mapping[str, Any]) -> bool:
     """True when the same prompt with these params gives the same answer by design."""
     return params.get("temperature", 1.0) == 0 or params.get("seed") is not None or params.get("top_k") == 1
+
+
+def as_text() -> str:
+    """The table for a terminal."""
+    return "\n".join(
+        f"{row.name:<28}{row.range_text} (default {_default_text(row)})\n    {row.help}" for row in PARAMETERS
+    )
+
+
+def as_markdown() -> str:
+    """The table as the page docs/sampling.md."""
+    lines = [
+        "# Sampling parameters",
+        "",
+        "Names, meaning and ranges are vLLM's. What you leave out takes the model's own recommendation",
+        "(`generation_config.json`), or else the default below. On the command line: `--param NAME=VALUE`;",
+        'lists repeat (`--param stop=END --param stop="###"`) or are JSON.',
+        "",
+        "*This page is written by `python -m core params --markdown`.*",
+    ]
+    for group, title in GROUPS.items():
+        lines += ["", f"## {title}", "", "| name | values | default | what it does |", "|---|---|---|---|"]
+        for row in PARAMETERS:
+            if row.group == group:
+                lines.append(f"| `{row.name}` | {row.range_text} | {_default_text(row)} | {row.help} |")
+    return "\n".join(lines)
+
+
+def _default_text(row: Parameter) -> str:
+    return (
+        "none"
+        if row.default is None
+        else str(row.default).lower()
+        if row.kind == "bool"
+        else f"{row.default}"
+    )

@@ -285,7 +285,7 @@ def test_an_unknown_run_is_code_1(core, tmp_path):
 
 
 def test_a_run_at_work_elsewhere_is_not_taken(core, home, tmp_path):
-    table, out = long_table(tmp_path), tmp_path / "out.csv"
+    table, out = long_table(tmp_path, rows=5000), tmp_path / "out.csv"
     process = start_slow_run(home, table, out)
     try:
         wait_for_rows(home, process, 5)

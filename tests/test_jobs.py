@@ -12,14 +12,37 @@ from core import results
 from core.errors import ParameterError, RunError, RunNotFound, TableError, UnknownColumn
 from core.jobs import Jobs
 from core.runs import Instructions, Run
+from core.runtime import Runtime
+from core.settings import Settings
 from core.store import Store
 from core.types import EngineSpec
 
 
 @pytest.fixture
-def jobs(scripted_runtime):
-    store = Store(scripted_runtime.settings.catalogue_path)
-    jobs = Jobs(scripted_runtime, store)
+def make_scripted_runtime(tmp_path):
+    """Runtimes of the scripted engine, each with a workspace of its own."""
+    made = []
+
+    def make(**settings):
+        home = tmp_path / f"home{len(made)}"
+        for folder in ("runs", "models", "logs"):
+            (home / folder).mkdir(parents=True)
+        runtime = Runtime(Settings(home=home, engine="scripted", **settings))
+        made.append(runtime)
+        runtime.load()
+        runtime.wait_ready(20)
+        return runtime
+
+    yield make
+    for runtime in made:
+        runtime.close()
+
+
+@pytest.fixture
+def jobs(make_scripted_runtime):
+    runtime = make_scripted_runtime()
+    store = Store(runtime.settings.catalogue_path)
+    jobs = Jobs(runtime, store)
     yield jobs
     jobs.close()
     store.close()
