@@ -23,8 +23,8 @@ _STAGES = (
     (re.compile(r"Starting to load model|Loading (safetensors|pt)"), "Loading weights"),
     (re.compile(r"Loading weights took|Model loading took"), "Weights loaded"),
     (re.compile(r"Compiling a graph|Dynamo bytecode transform"), "Compiling the model"),
-    (re.compile(r"KV cache"), "Setting aside the KV cache"),
-    (re.compile(r"Warming up|[Ww]armup|Capturing CUDA graph|Graph capturing"), "Warming up"),
+    (re.compile(r"(Explicitly set|Available|CPU|GPU) .*KV cache"), "Setting aside the KV cache"),
+    (re.compile(r"Warming up|Capturing CUDA graph|init engine \(profile"), "Warming up"),
 )  # fmt: skip
 _ERROR = re.compile(r"(?:^|\s)((?:[A-Za-z_][\w.]*\.)?[A-Z]\w*(?:Error|Exception|Interrupt)): (.+)$")
 _PREFIX = re.compile(r"^(?:\(\S+ pid=\d+\) )*(?:\w+ \d\d-\d\d \d\d:\d\d:\d\d \[[^\]]+\] )?")
