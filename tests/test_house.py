@@ -10,9 +10,9 @@ CORE = sorted((ROOT / "core").rglob("*.py"))
 PAGES = [ROOT / "Home.py", *sorted((ROOT / "pages").rglob("*.py"))]
 # each heavy library has one room, and even there it is imported inside a function
 HEAVY = {
-    "vllm": {"core/engines/vllm.py", "core/engines/vllm_settings.py", "core/engines/vllm_models.py"},
-    "torch": {"core/engines/vllm.py", "core/engines/vllm_settings.py", "core/embedded.py"},
-    "transformers": {"core/engines/vllm.py", "core/engines/vllm_models.py", "core/embedded.py"},
+    "vllm": {"core/engines/vllm.py", "core/engines/vllm_start.py", "core/engines/vllm_stats.py"},
+    "torch": {"core/embedded.py"},
+    "transformers": {"core/engines/vllm_start.py", "core/engines/vllm_models.py", "core/embedded.py"},
 }
 PURE = {"core/sampling.py"}
 

@@ -96,7 +96,7 @@ def read_facts(model: LocalModel, dtype: str) -> ModelFacts:
         config = AutoConfig.from_pretrained(model.folder, trust_remote_code=False)
     except (ValueError, OSError, KeyError) as error:
         raise EngineLoadError(
-            f"{model.name} can't be loaded: {str(error).strip().partition(chr(10))[0]}",
+            f"{model.name} can't be loaded: {_first_line(error)}",
             hint="Choose a model whose architecture vLLM supports and that needs no code of its own.",
         ) from error
     text = config.get_text_config()
@@ -115,6 +115,10 @@ def read_facts(model: LocalModel, dtype: str) -> ModelFacts:
     )
 
 
+def _first_line(error: Exception) -> str:
+    return str(error).strip().partition("\n")[0]
+
+
 def read_generation_config(model: LocalModel) -> Mapping[str, Any]:
     """The sampling values that the model's makers recommend; empty when they don't."""
     path = model.folder / "generation_config.json"
@@ -122,12 +126,18 @@ def read_generation_config(model: LocalModel) -> Mapping[str, Any]:
 
 
 class Tokenizer:
-    """The model's own tokenizer and chat template. Safe from any thread."""
+    """The model's own tokenizer and chat template. Safe from any thread. Making one raises EngineLoadError."""
 
     def __init__(self, model: LocalModel) -> None:
         from transformers import AutoTokenizer
 
-        self._tokenizer = AutoTokenizer.from_pretrained(model.folder, trust_remote_code=False)
+        try:
+            self._tokenizer = AutoTokenizer.from_pretrained(model.folder, trust_remote_code=False)
+        except (ValueError, OSError, KeyError, ImportError) as error:
+            raise EngineLoadError(
+                f"{model.name}'s tokenizer can't be loaded: {_first_line(error)}",
+                hint="The folder needs tokenizer.json, or what its kind of tokenizer is made from.",
+            ) from error
         # The Rust tokenizer itself takes many texts at once, on all cores and from many threads;
         # the wrapper around it sets state on each call, and fails when two threads do so.
         self._fast = getattr(self._tokenizer, "backend_tokenizer", None)
