@@ -50,6 +50,10 @@ class Settings(BaseSettings):
         return self.home / "logs"
 
     @property
+    def uploads_dir(self) -> Path:
+        return self.home / "uploads"
+
+    @property
     def catalogue_path(self) -> Path:
         return self.home / "workbench.sqlite"
 
@@ -70,7 +74,7 @@ def load_settings() -> Settings:
     home = settings.home.expanduser().resolve()
     settings = settings.model_copy(update={"home": home})
     try:
-        for folder in (settings.runs_dir, settings.models_dir, settings.logs_dir):
+        for folder in (settings.runs_dir, settings.models_dir, settings.logs_dir, settings.uploads_dir):
             folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise SettingsError(

@@ -6,7 +6,6 @@ import shutil
 from pathlib import Path
 
 import streamlit as st
-from pages.parts.sampling_form import sampling_form
 
 from core import prompts, tables
 from core.errors import WorkbenchError
@@ -14,6 +13,7 @@ from core.jobs import Staging
 from core.runs import Instructions, Run
 from core.store import new_id
 from pages.parts import session, table_preview
+from pages.parts.sampling_form import sampling_form
 
 _EXAMPLE = Path(__file__).resolve().parents[2] / "examples" / "reviews.csv"
 _EXAMPLE_TEMPLATE = (
@@ -36,7 +36,7 @@ def choose_table() -> None:
     )
     if uploaded is not None and st.session_state.get("staged_upload") != uploaded.file_id:
         st.session_state["staged_upload"] = uploaded.file_id
-        path = session.uploads_dir() / f"{new_id()}{Path(uploaded.name).suffix.lower()}"
+        path = session.runtime().settings.uploads_dir / f"{new_id()}{Path(uploaded.name).suffix.lower()}"
         with path.open("wb") as file:
             shutil.copyfileobj(uploaded, file)
         _stage(path, uploaded.name)
@@ -215,5 +215,5 @@ def _read_differently(run: Run, info: tables.TableInfo) -> None:
 
 def _forget_upload() -> None:
     path, _name = st.session_state.pop("upload", (None, None))
-    if path is not None and path.parent == session.uploads_dir():
+    if path is not None and path.parent == session.runtime().settings.uploads_dir:
         path.unlink(missing_ok=True)

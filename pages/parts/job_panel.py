@@ -175,15 +175,13 @@ def _results(run: Run, progress: Progress) -> None:
             f"Page (of {pages:,}, {_PAGE_ROWS} rows each)", 1, pages, key=f"page-{run.run_id}"
         )
     rows = run.preview(_PAGE_ROWS, offset=(page - 1) * _PAGE_ROWS, with_answers=True)
-    first = list(runs.answer_columns(run.spec.answer_column))
-    frame = pd.DataFrame(
-        [{k: v if isinstance(v, int | float) else _text(v) for k, v in row.items()} for row in rows]
-    )
+    answers = runs.answer_columns(run.spec.answer_column)
+    tokens = answers[-2:]
+    frame = pd.DataFrame([{name: _text(value) for name, value in row.items()} for row in rows])
+    for name in tokens:  # a row without an answer has no number there
+        frame[name] = pd.array([row[name] for row in rows], dtype="Int64")
     frame.index = range((page - 1) * _PAGE_ROWS + 1, (page - 1) * _PAGE_ROWS + 1 + len(frame))
-    order = [*[name for name in frame.columns if name not in first], *first]
-    st.dataframe(
-        frame[order], column_config={first[0]: st.column_config.TextColumn(width="large", pinned=True)}
-    )
+    st.dataframe(frame, column_config={answers[0]: st.column_config.TextColumn(width="large", pinned=True)})
 
 
 def _text(value: object) -> str:
