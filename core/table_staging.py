@@ -42,7 +42,7 @@ FORMATS_IN: Mapping[str, str] = MappingProxyType(
         ".xls": "xlsx",
     }
 )
-_BATCH_ROWS, _BATCH_CHARACTERS = 8192, 8 << 20
+_BATCH_ROWS, _BATCH_CHARACTERS, _BATCH_CELLS = 8192, 8 << 20, 1 << 20
 _META = (
     ("_row", pyarrow.int64()),
     ("_line", pyarrow.int64()),
@@ -50,7 +50,7 @@ _META = (
     ("_raw", pyarrow.string()),
     ("_cells", pyarrow.int32()),
 )
-_CREATE = "CREATE TABLE input (_row BIGINT, _line BIGINT, _problem VARCHAR, _raw VARCHAR, _cells INTEGER)"
+_META_COLUMNS = "_row BIGINT, _line BIGINT, _problem VARCHAR, _raw VARCHAR, _cells INTEGER"
 
 Progress = Callable[[int, float], None]
 """Called with the rows staged so far and the share of the file read, from 0 to 1."""
@@ -153,7 +153,6 @@ class _Stager:
         self.types: list[str] = []
 
     def run(self, format: str) -> TableInfo:
-        self.con.execute(_CREATE)
         records = self.reader.records()
         pending: list[Record] = []
         flushed_at = self.reader.position()
@@ -165,7 +164,7 @@ class _Stager:
                 break
             pending.append(record)
             first_problem = first_problem or (record if record.problem else None)
-            if len(pending) >= _BATCH_ROWS or self.reader.position() - flushed_at > _BATCH_CHARACTERS:
+            if len(pending) >= self._batch_rows() or self.reader.position() - flushed_at > _BATCH_CHARACTERS:
                 self._flush(pending)
                 pending, flushed_at = [], self.reader.position()
         records.close()
@@ -181,6 +180,9 @@ class _Stager:
             format, self.rows, columns, self.problems, reader.encoding, reader.delimiter, reader.sheet,
             tuple(reader.notes),
         )  # fmt: skip
+
+    def _batch_rows(self) -> int:
+        return min(_BATCH_ROWS, _BATCH_CELLS // max(len(self.reader.names), 1))
 
     def _check_rows(self, first_problem: Record | None) -> None:
         if self.rows == 0:
@@ -222,9 +224,14 @@ class _Stager:
             self.on_progress(self.rows, self.reader.share())
 
     def _add_columns(self) -> None:
-        while len(self.types) < len(self.reader.names):
-            self.con.execute(f"ALTER TABLE input ADD COLUMN c{len(self.types)} VARCHAR")
-            self.types.append("empty")
+        added = range(len(self.types), len(self.reader.names))
+        self.types += ["empty"] * len(added)
+        if self.rows == 0:
+            columns = "".join(f", c{n} VARCHAR" for n in added)
+            self.con.execute(f"CREATE OR REPLACE TABLE input ({_META_COLUMNS}{columns})")
+            return
+        for n in added:
+            self.con.execute(f"ALTER TABLE input ADD COLUMN c{n} VARCHAR")
 
 
 def _padded(cells: Any, width: int) -> list[str | None]:

@@ -10,7 +10,7 @@ from typing import Literal
 from core.errors import TableError
 
 Kind = Literal["text", "json", "native"]
-MAX_COLUMNS = 10_000
+MAX_COLUMNS = 4_000
 
 
 @dataclass(frozen=True, slots=True)

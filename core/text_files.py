@@ -15,6 +15,7 @@ from core.text_encoding import Encoding, detect_encoding
 
 DELIMITERS = ("\t", ",", ";", "|")
 MAX_CELL = 64 << 20  # characters
+_LEAST_REACH = 256 << 10  # characters a row may span however broken the file is
 _SAMPLE_LINES, _SAMPLE_CHARACTERS = 500, 256 << 10
 _SEP_LINE = re.compile(r'"?sep=(.)"?\s*', re.IGNORECASE)
 _DAMAGED = re.compile("[\udc80-\udcff]")
@@ -45,7 +46,7 @@ class Lines:
         self.damage: tuple[int, str] | None = None
         self._check_damage = encoding.damaged
         self._waiting: deque[str] = deque()
-        self._budget = 4 * MAX_CELL  # characters that may be read twice at full reach
+        self._budget = 2 * MAX_CELL  # characters that may be read twice at full reach
         self._reach = MAX_CELL
 
     def __iter__(self) -> Lines:
@@ -96,7 +97,7 @@ class Lines:
         self.number -= len(back)
         self.total -= size
         self._budget -= size
-        self._reach = min(MAX_CELL, max(self._budget, 8192))
+        self._reach = min(MAX_CELL, max(self._budget, _LEAST_REACH))
 
     def share(self) -> float:
         """How much of the file was read, from 0 to 1."""
@@ -139,13 +140,13 @@ class DelimitedReader:
         csv.field_size_limit(MAX_CELL)
         self.lines = Lines(path, found)
         try:
-            self._start(format, options)
+            self._start(format, options, found)
         except BaseException:
             self.lines.close()
             raise
 
-    def _start(self, format: str, options: ReadOptions) -> None:
-        sample, whole = self._sample()
+    def _start(self, format: str, options: ReadOptions, found: Encoding) -> None:
+        sample, whole = self._sample(found)
         asked = _checked_delimiter(options.delimiter)
         if sample:
             sep = _SEP_LINE.fullmatch(sample[0])
@@ -176,18 +177,19 @@ class DelimitedReader:
         # A single column splits at nothing, so naming its delimiter would mislead.
         self.delimiter = None if self._separator == _NO_DELIMITER else self._separator
 
-    def _sample(self) -> tuple[list[str], bool]:
-        """First lines of the file, and whether they are all of it. They are handed out again."""
+    def _sample(self, encoding: Encoding) -> tuple[list[str], bool]:
+        """First lines of the file, and whether they are all of it."""
+        lines = Lines(self.path, encoding)
         sample: list[str] = []
-        size = 0
-        while len(sample) < _SAMPLE_LINES and size < _SAMPLE_CHARACTERS:
-            line = next(self.lines, "")
-            if not line:
-                self.lines.give_back(0)
-                return sample, True
-            sample.append(line)
-            size += len(line)
-        self.lines.give_back(0)
+        try:
+            while len(sample) < _SAMPLE_LINES and lines.total < _SAMPLE_CHARACTERS:
+                lines.begin()
+                line = next(lines, "")
+                if not line:
+                    return sample, True
+                sample.append(line)
+        finally:
+            lines.close()
         return sample, False
 
     def records(self) -> Iterator[Record]:

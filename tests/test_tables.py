@@ -235,6 +235,12 @@ def test_large_cells_nul_and_line_ends(con, put):
     assert staged(con, put("a,b\r1,2\r3,4\r"))[1] == [("1", "2"), ("3", "4")]
 
 
+def test_a_line_beyond_all_bounds_is_one_bad_row(con, put):
+    info, cells, meta = staged(con, put(b"a,b\n1,2\n" + b"x" * (65 << 20) + b"\n3,4\n"))
+    assert (info.rows, info.problems, cells[2]) == (3, 1, ("3", "4"))
+    assert meta[1][1] == "line 3 is longer than 67,108,864 characters"
+
+
 def test_names_are_made_unique_with_a_note(con, put):
     info, _, _ = staged(con, put("a,a,a_2,, b ,A\n1,2,3,4,5,6\n"))
     assert [c.name for c in info.columns] == ["a", "a_3", "a_2", "column_4", "b", "A"]
