@@ -1,0 +1,47 @@
+"""Figures as pages write them, and the series behind small charts."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+SPARK_SECONDS = 60
+
+
+def spark(rates: Sequence[tuple[float, float]], seconds: int = SPARK_SECONDS) -> list[float]:
+    """(seconds ago, value) -> one value a second, oldest first; 0 where nothing was measured."""
+    points = [0.0] * seconds
+    for ago, value in rates:
+        if 0 <= ago < seconds:
+            points[seconds - 1 - int(ago)] = round(value, 1)
+    return points
+
+
+def duration(seconds: float | None) -> str:
+    """85 ms, 1.2 s, 42 s, 3 min 5 s, 2 h 10 min; "–" when not measured."""
+    if seconds is None:
+        return "–"
+    if seconds < 0.9995:
+        return f"{seconds * 1000:.0f} ms"
+    if seconds < 10:
+        return f"{seconds:.1f} s"
+    if seconds < 60:
+        return f"{seconds:.0f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    if minutes < 60:
+        return f"{minutes} min {rest} s"
+    return f"{minutes // 60} h {minutes % 60} min"
+
+
+def per_second(value: float | None) -> str:
+    """Three figures at most: 0.42, 8.3, 41, 1,390; "–" when not measured."""
+    if value is None:
+        return "–"
+    if value == 0:
+        return "0"
+    return f"{value:.2f}" if value < 1 else f"{value:.1f}" if value < 10 else f"{value:,.0f}"
+
+
+def gibibytes(size_bytes: int) -> str:
+    """0.37 GiB, 4.0 GiB, 141 GiB."""
+    size = size_bytes / 2**30
+    return f"{size:.2f} GiB" if size < 1 else f"{size:.1f} GiB" if size < 100 else f"{size:.0f} GiB"

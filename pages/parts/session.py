@@ -1,0 +1,127 @@
+"""What all pages and browser sessions share: one of each, made on first use, closed with the server.
+
+In a module that pages import, not in Home.py: Home.py runs under two names
+(as the server's app and as the page), which would make two of everything.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import streamlit as st
+
+from core.chat import Chats
+from core.compare import Comparisons
+from core.errors import WorkbenchError
+from core.runtime import Runtime
+from core.store import Store
+
+if TYPE_CHECKING:
+    from core.jobs import Jobs
+
+ROOT = Path(__file__).resolve().parents[2]
+_CLOSE_ORDER = ("jobs", "comparisons", "chats", "runtime", "store")  # users before what they use
+_log = logging.getLogger(__name__)
+
+
+@st.cache_resource(show_spinner=False)
+def _opened() -> dict[str, Any]:
+    """What has been made. Cached too: the file watcher may load this module anew and forget a global."""
+    return {}
+
+
+@st.cache_resource(show_spinner=False)
+def runtime() -> Runtime:
+    return _opened().setdefault("runtime", Runtime())
+
+
+@st.cache_resource(show_spinner=False)
+def store() -> Store:
+    return _opened().setdefault("store", Store(runtime().settings.catalogue_path))
+
+
+@st.cache_resource(show_spinner=False)
+def chats() -> Chats:
+    return _opened().setdefault("chats", Chats(runtime(), store()))
+
+
+@st.cache_resource(show_spinner=False)
+def comparisons() -> Comparisons:
+    return _opened().setdefault("comparisons", Comparisons(runtime(), store()))
+
+
+@st.cache_resource(show_spinner=False)
+def jobs() -> Jobs:
+    from core.jobs import Jobs
+
+    return _opened().setdefault("jobs", Jobs(runtime(), store()))
+
+
+def close() -> None:
+    """Close everything that was made, and forget it. Safe to call twice."""
+    opened = _opened()
+    for name in _CLOSE_ORDER:
+        if name in opened:
+            opened.pop(name).close()
+    for cached in (runtime, store, chats, comparisons, jobs):
+        cached.clear()
+
+
+@contextlib.asynccontextmanager
+async def lifespan(_app: Any) -> AsyncIterator[None]:
+    """Around the server's life: start to load before any browser comes, leave nothing behind."""
+    with _outside_scripts():
+        try:
+            runtime().ensure_loaded()
+        except WorkbenchError as error:  # the page says it again, to whoever opens it
+            _log.error("%s", error)
+    yield
+    with _outside_scripts():
+        close()
+
+
+@contextlib.contextmanager
+def _outside_scripts() -> Any:
+    """Keep Streamlit from warning that a cached function is called outside a page: that is meant here."""
+    logger = logging.getLogger("streamlit.runtime.scriptrunner_utils.script_run_context")
+
+    def wanted(record: logging.LogRecord) -> bool:
+        return "missing ScriptRunContext" not in record.getMessage()
+
+    logger.addFilter(wanted)
+    try:
+        yield
+    finally:
+        logger.removeFilter(wanted)
+
+
+class LocalImages:
+    """ASGI middleware: browsers fetch images and media from this server only.
+
+    Model output may name any picture in the world, and fetching it tells its
+    server what was asked. `pages.parts.markdown` shows such a picture as text;
+    this holds even where it would miss one.
+    """
+
+    _POLICY = b"img-src 'self' data: blob:; media-src 'self' data: blob:"
+
+    def __init__(self, app: Any) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+        async def send_with_policy(message: Any) -> None:
+            if message["type"] == "http.response.start":
+                headers = [*message.get("headers", ()), (b"content-security-policy", self._POLICY)]
+                message = {**message, "headers": headers}
+            await send(message)
+
+        await self._app(scope, receive, send_with_policy if scope["type"] == "http" else send)
+
+
+def page_exists(path: str) -> bool:
+    """Whether this page is there to link to, such as "pages/batch.py"."""
+    return (ROOT / path).is_file()
