@@ -194,7 +194,7 @@ def _write_stamp(stamp: dict[str, object]) -> None:
 def _install(device: str, *, dev: bool) -> None:
     wanted = [part for file in requirement_files(device, dev=dev) for part in ("-r", str(file))]
     pip = [str(PYTHON), "-m", "pip", "install", "--no-input", "--disable-pip-version-check"]
-    size = "3 GB" if device == "gpu" else "1 GB"
+    size = "5 GB" if device == "gpu" else "1 GB"
     label = f"Installing packages for the {device.upper()} (about {size} to download, minutes)"
     try:
         with step(label):
