@@ -92,14 +92,15 @@ def create(connection: duckdb.DuckDBPyConnection) -> None:
 
 def read_counts(connection: duckdb.DuckDBPyConnection) -> Counts:
     """Count the results that are kept."""
-    row = connection.execute(
+    # fetchall, not fetchone: DuckDB refuses other work on a connection with an unread result
+    (row,) = connection.execute(
         """
         SELECT count(*) FILTER (status = 'ok'), count(*) FILTER (status = 'error'),
                count(*) FILTER (status = 'skipped'),
                coalesce(sum(prompt_tokens), 0)::BIGINT, coalesce(sum(output_tokens), 0)::BIGINT
         FROM results
         """
-    ).fetchone()
+    ).fetchall()
     return Counts(*row)
 
 
@@ -150,7 +151,7 @@ def append(
 ) -> None:
     """Keep results and one progress sample (work_s, done, output tokens/s, KV share) in one transaction."""
     now = time.time()
-    batch = pa.table(
+    batch = pa.table(  # noqa: F841
         [
             pa.array([result.row for result in results], pa.int64()),
             *(
@@ -163,13 +164,10 @@ def append(
     )
     connection.execute("BEGIN")
     try:
-        connection.register("batch", batch)
-        connection.execute("INSERT INTO results SELECT * FROM batch")
+        connection.execute("INSERT INTO results SELECT * FROM batch")  # DuckDB finds the variable
         connection.execute("INSERT INTO progress VALUES (?, ?, ?, ?, ?)", [now, *sample])
         connection.execute("COMMIT")
     except BaseException:
         with contextlib.suppress(duckdb.Error):  # a failed COMMIT has already rolled back
             connection.execute("ROLLBACK")
         raise
-    finally:
-        connection.unregister("batch")

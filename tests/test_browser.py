@@ -1,0 +1,178 @@
+"""One walk through the workbench in a real browser, on the real engine, started as a user starts it."""
+
+import csv
+import os
+import re
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+from pathlib import Path
+
+import psutil
+import pytest
+from playwright.sync_api import Page, expect, sync_playwright
+
+ROOT = Path(__file__).parents[1]
+BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
+pytestmark = [pytest.mark.engine, pytest.mark.browser]
+
+
+@pytest.fixture(scope="module")
+def app(embedded_model, tmp_path_factory):
+    """The workbench with the embedded model, in a process and a workspace of its own; gives its address."""
+    home = tmp_path_factory.mktemp("browser-home")
+    (home / "models").mkdir()
+    (home / "models" / embedded_model.name).symlink_to(embedded_model)
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    log = (home / "app.log").open("w")
+    process = subprocess.Popen(
+        [sys.executable, "-m", "streamlit", "run", "Home.py", f"--server.port={port}"],
+        cwd=ROOT,
+        env={**os.environ, "WORKBENCH_HOME": str(home), "WORKBENCH_KV_CACHE_MEMORY_BYTES": str(400 << 20),
+             "WORKBENCH_MAX_NUM_SEQS": "32"},
+        stdout=log,
+        stderr=subprocess.STDOUT,
+    )  # fmt: skip
+    address = f"http://127.0.0.1:{port}"
+    try:
+        wait_until_served(f"{address}/_stcore/health", process)
+        yield address
+        children = psutil.Process(process.pid).children(recursive=True)
+        process.send_signal(signal.SIGINT)
+        process.wait(30)
+        gone, alive = psutil.wait_procs(children, timeout=15)
+        assert not alive, f"left behind: {alive}"
+        assert gone
+    finally:
+        process.kill()
+        process.wait(10)
+        log.close()
+    assert "Traceback" not in (home / "app.log").read_text()
+
+
+def wait_until_served(address, process):
+    deadline = time.monotonic() + 60
+    while time.monotonic() < deadline:
+        assert process.poll() is None, "the app ended while it started"
+        try:
+            with urllib.request.urlopen(address, timeout=1) as answer:
+                if answer.status == 200:
+                    return
+        except OSError:
+            time.sleep(0.2)
+    raise AssertionError("the app did not come up")
+
+
+@pytest.fixture(scope="module")
+def browser():
+    executable = next((found for name in BROWSERS if (found := shutil.which(name))), None)
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=executable, args=["--no-sandbox"])
+        yield browser
+        browser.close()
+
+
+@pytest.fixture
+def page(browser, app):
+    context = browser.new_context(
+        base_url=app, viewport={"width": 1280, "height": 900}, accept_downloads=True
+    )
+    page = context.new_page()
+    page.set_default_timeout(20_000)
+    yield page
+    context.close()
+
+
+def wait_for_engine(page: Page):
+    expect(sidebar(page).get_by_text("SmolLM2-135M-Instruct").first).to_be_visible(timeout=240_000)
+    expect(sidebar(page).get_by_text("KV cache")).to_be_visible(timeout=240_000)
+
+
+def sidebar(page: Page):
+    return page.get_by_test_id("stSidebar")
+
+
+def test_a_page_opened_directly_has_the_menu_and_the_engine_bar_while_the_model_loads(page):
+    page.goto("/batch")
+    expect(page.get_by_role("heading", name="Batch")).to_be_visible()
+    expect(sidebar(page).get_by_role("link", name="Chat")).to_be_visible()
+    expect(
+        sidebar(page).get_by_text("SmolLM2-135M-Instruct").or_(sidebar(page).get_by_text("Loading")).first
+    ).to_be_visible()
+    sidebar(page).get_by_role("link", name="Home").click()
+    expect(page.get_by_role("heading").first).to_be_visible()
+    wait_for_engine(page)
+
+
+def test_an_answer_streams_survives_leaving_the_page_and_can_be_stopped(page):
+    page.goto("/chat")
+    wait_for_engine(page)
+    page.get_by_placeholder("Write a message").fill("Say hello in five words.")
+    page.keyboard.press("Enter")
+    expect(page.get_by_text("TTFT").first).to_be_visible(timeout=60_000)
+    expect(page.get_by_role("button", name="Stop")).to_have_count(0, timeout=120_000)
+    address = page.url
+    assert "c=" in address
+    page.get_by_placeholder("Write a message").fill("Now write a very long story about a lighthouse.")
+    page.keyboard.press("Enter")
+    expect(page.get_by_role("button", name="Stop")).to_be_visible()
+    sidebar(page).get_by_role("link", name="Home").click()
+    expect(page.get_by_role("button", name="Stop")).to_have_count(0)
+    page.goto(address)
+    expect(page.get_by_text("Say hello in five words.").last).to_be_visible()
+    expect(page.get_by_text("Now write a very long story").last).to_be_visible()
+    # either it is still being written, and Stop ends it, or it reached its end meanwhile
+    stop = page.get_by_role("button", name="Stop")
+    if stop.is_visible():
+        stop.click()
+    expect(page.get_by_text("TTFT")).to_have_count(2, timeout=60_000)
+    page.reload()
+    expect(page.get_by_text("TTFT")).to_have_count(2)
+
+
+def test_a_table_goes_in_and_comes_back_answered(page, tmp_path):
+    table = tmp_path / "twenty.csv"
+    with table.open("w", encoding="gb18030", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(["编号", "question", "note"])
+        writer.writerows([f"{n:03d}", f"What is {n} plus {n}?", "第一行，\n第二行"] for n in range(20))
+    page.goto("/batch")
+    wait_for_engine(page)
+    page.locator("input[type=file]").set_input_files(table)
+    expect(page.get_by_text("20 rows", exact=False).first).to_be_visible(timeout=30_000)
+    page.get_by_label("Template").fill("Answer with a number. {{ question }}")
+    page.get_by_label("Template").press("Control+Enter")
+    expect(page.get_by_text(re.compile(r"Row 1 · \d+ of 8,192 tokens"))).to_be_visible()
+    expect(page.get_by_text("Answer with a number. What is 0 plus 0?")).to_be_visible()
+    page.get_by_role("button", name="Run 20 rows").click()
+    expect(page.get_by_text("of 20 rows").first).to_be_visible()
+    sidebar(page).get_by_role("link", name="Chat").click()
+    page.go_back()
+    expect(page.get_by_text("Finished: 20 of 20 rows")).to_be_visible(timeout=120_000)
+    with page.expect_download() as waiting:
+        page.get_by_role("button", name="CSV", exact=True).click()
+    target = tmp_path / "answers.csv"
+    waiting.value.save_as(target)
+    with target.open(encoding="utf-8", newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert list(rows[0])[:4] == ["编号", "question", "note", "answer"]
+    assert [row["编号"] for row in rows] == [f"{n:03d}" for n in range(20)]
+    assert {row["note"] for row in rows} == {"第一行，\n第二行"}
+    assert {row["answer_status"] for row in rows} == {"ok"}
+    assert all(row["answer"].strip() and int(row["answer_output_tokens"]) > 0 for row in rows)
+
+
+def test_a_file_that_is_no_table_is_explained_on_the_page(page, tmp_path):
+    broken = tmp_path / "broken.csv"
+    broken.write_bytes(b"")
+    page.goto("/batch")
+    page.locator("input[type=file]").set_input_files(broken)
+    expect(page.get_by_text("broken.csv").nth(1)).to_be_visible()
+    expect(page.get_by_text("is empty")).to_be_visible()
+    expect(page.get_by_text("Traceback")).to_have_count(0)
