@@ -21,6 +21,7 @@ import socket
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 import urllib.error
 import urllib.request
@@ -49,6 +50,8 @@ def follow_set_up(process: subprocess.Popen[str]) -> list[tuple[str, float]]:
         if match := STEP.match(line.rstrip()):
             steps.append((match["label"], float(match["seconds"])))
         if line.startswith("Starting the workbench"):
+            # Go on reading, or the server would stop at a full pipe.
+            threading.Thread(target=process.stdout.read, daemon=True).start()
             return steps
     raise SystemExit(f"make run ended with exit code {process.wait()}")
 
