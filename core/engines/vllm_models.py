@@ -126,7 +126,10 @@ def read_generation_config(model: LocalModel) -> Mapping[str, Any]:
 
 
 class Tokenizer:
-    """The model's own tokenizer and chat template. Safe from any thread. Making one raises EngineLoadError."""
+    """The model's own tokenizer and chat template, safe from any thread.
+
+    Making one raises EngineLoadError.
+    """
 
     def __init__(self, model: LocalModel) -> None:
         from transformers import AutoTokenizer
