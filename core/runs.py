@@ -177,8 +177,10 @@ class Run:
                 ),
             )
             run.write(_instructed(spec, instructions) if instructions else spec)
-        except BaseException:
+        except BaseException as error:
             shutil.rmtree(run.folder, ignore_errors=True)
+            if isinstance(error, TableError) and name:  # an upload lies under a name of our own
+                error.message = error.message.replace(source.name, name)
             raise
         return run
 
