@@ -38,8 +38,8 @@ def main(model, when):
     if when == "busy":
         engine = runtime.wait_ready()
         runtime.spawn(engine.complete(Request(id="1", prompt="Once", params={"max_tokens": 4000})))
-    print(json.dumps([child.pid for child in psutil.Process().children(recursive=True)]), flush=True)
     try:
+        print(json.dumps([child.pid for child in psutil.Process().children(recursive=True)]), flush=True)
         time.sleep(1000)
     except KeyboardInterrupt:
         sys.exit(130)
