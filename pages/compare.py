@@ -33,10 +33,16 @@ def _show(comparison_id: str | None) -> None:
         st.query_params["x"] = comparison_id
 
 
+def _new() -> None:
+    """An empty prompt; the system prompt and the sets of the last new comparison stay."""
+    _show(None)
+    st.session_state["compare:new:prompt"] = ""
+
+
 def _toolbar() -> None:
     with st.container(horizontal=True, vertical_alignment="center"):
         st.title("Compare", anchor=False)
-        st.button("New", icon=":material/add:", on_click=_show, args=(None,), help="Start a new comparison")
+        st.button("New", icon=":material/add:", on_click=_new, help="Start a new comparison")
         with st.popover("Recent", icon=":material/history:"):
             views = session.comparisons().recent()
             if not views:

@@ -9,7 +9,7 @@ from core.errors import WorkbenchError
 from core.store import RunRecord
 from core.types import EngineStatus
 from pages.parts import session
-from pages.parts.charts import duration, gibibytes
+from pages.parts.charts import device_words, duration, gibibytes
 from pages.parts.engine_settings import open_settings
 from pages.parts.markdown import plain_text
 
@@ -87,7 +87,7 @@ def _at_a_glance(status: EngineStatus, here: machine.Machine) -> None:
             return
         st.markdown(plain_text(info.model))
         words = [
-            f"{plain_text(info.device)}, {plain_text(info.dtype)}",
+            f"{plain_text(device_words(info.device))}, {plain_text(info.dtype)}",
             f"{info.max_model_len:,} tokens of context",
             f"{info.batch_slots:,} requests at once",
             f"loaded in {duration(info.load_s)}",

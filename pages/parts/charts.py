@@ -45,3 +45,8 @@ def gibibytes(size_bytes: int) -> str:
     """0.37 GiB, 4.0 GiB, 141 GiB."""
     size = size_bytes / 2**30
     return f"{size:.2f} GiB" if size < 1 else f"{size:.1f} GiB" if size < 100 else f"{size:.0f} GiB"
+
+
+def device_words(device: str) -> str:
+    """The device for a person; the scripted engine has none, which "none" alone would not explain."""
+    return "no model, scripted answers" if device == "none" else device

@@ -7,7 +7,7 @@ import streamlit as st
 from core.errors import EngineUnavailable, WorkbenchError
 from core.types import EngineStatus
 from pages.parts import session
-from pages.parts.charts import duration, gibibytes, per_second, spark
+from pages.parts.charts import device_words, duration, gibibytes, per_second, spark
 from pages.parts.engine_settings import open_settings, settings_dialog_if_open
 from pages.parts.markdown import plain_text
 
@@ -49,7 +49,7 @@ def _identity(status: EngineStatus) -> tuple[object, ...]:
 def _ready(status: EngineStatus) -> None:
     info, stats = status.info, status.stats
     st.markdown(f"**{plain_text(info.model)}**", wrap=False)
-    st.caption(f"{plain_text(info.device)} · context {info.max_model_len:,} tokens", wrap=False)
+    st.caption(f"{plain_text(device_words(info.device))} · context {info.max_model_len:,}", wrap=False)
     st.metric(
         "Output tokens/s",
         per_second(status.output_tokens_per_s),
@@ -71,7 +71,8 @@ def _ready(status: EngineStatus) -> None:
 
 def _working(status: EngineStatus) -> None:
     doing = {"loading": "Loading", "restarting": "Restarting", "unloading": "Unloading"}[status.phase]
-    model = f" {plain_text(status.spec.model)}" if status.spec else ""
+    # a folder's last part: the whole path would not fit
+    model = f" {plain_text(status.spec.model.rstrip('/').rpartition('/')[2])}" if status.spec else ""
     st.markdown(f":material/hourglass_top: **{doing}{model}**", wrap=False)
     st.caption(f"{plain_text(status.stage) or '…'} · {duration(float(int(status.since_s)))}", wrap=False)
     _log(status.log)

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import contextlib
 import logging
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -74,23 +75,30 @@ def close() -> None:
 @contextlib.asynccontextmanager
 async def lifespan(_app: Any) -> AsyncIterator[None]:
     """Around the server's life: start to load before any browser comes, leave nothing behind."""
-    with _outside_scripts():
-        try:
-            runtime().ensure_loaded()
-        except WorkbenchError as error:  # the page says it again, to whoever opens it
-            _log.error("%s", error)
-    yield
-    with _outside_scripts():
-        close()
+    # an answer's polling fragment goes when the answer ends, and its last tick may come after that
+    with _quiet("streamlit.runtime.app_session", "fragment with id"):
+        with _outside_scripts():
+            try:
+                runtime().ensure_loaded()
+            except WorkbenchError as error:  # the page says it again, to whoever opens it
+                _log.error("%s", error)
+        yield
+        with _outside_scripts():
+            close()
+
+
+def _outside_scripts() -> AbstractContextManager[None]:
+    """Calling a cached function outside a page, which Streamlit warns of, is meant here."""
+    return _quiet("streamlit.runtime.scriptrunner_utils.script_run_context", "missing ScriptRunContext")
 
 
 @contextlib.contextmanager
-def _outside_scripts() -> Any:
-    """Keep Streamlit from warning that a cached function is called outside a page: that is meant here."""
-    logger = logging.getLogger("streamlit.runtime.scriptrunner_utils.script_run_context")
+def _quiet(logger_name: str, phrase: str) -> Iterator[None]:
+    """Leave out log records of one logger that contain `phrase`."""
+    logger = logging.getLogger(logger_name)
 
     def wanted(record: logging.LogRecord) -> bool:
-        return "missing ScriptRunContext" not in record.getMessage()
+        return phrase not in record.getMessage()
 
     logger.addFilter(wanted)
     try:

@@ -1,0 +1,361 @@
+"""The shell and its pages, run as Streamlit runs them, with the scripted engine."""
+
+import time
+from pathlib import Path
+
+import pytest
+import streamlit as st
+from streamlit.runtime.pages_manager import PagesManager
+from streamlit.testing.v1 import AppTest
+
+from core.errors import EngineLoadError, EngineUnavailable
+from core.types import EngineStatus
+from pages.parts import session
+from pages.parts.charts import duration, gibibytes, per_second, spark
+
+HOME = str(Path(__file__).parents[1] / "Home.py")
+
+
+@pytest.fixture
+def workspace(settings, monkeypatch):
+    """An app of its own: nothing cached before, everything closed after."""
+    monkeypatch.setenv("WORKBENCH_ENGINE", "scripted")
+    make = PagesManager.__init__
+
+    def make_for_navigation(self, *args, **kwargs):
+        """AppTest undoes what Home.py says when it is served: pages are run by st.navigation, not alone."""
+        make(self, *args, **kwargs)
+        PagesManager.uses_pages_directory = False
+
+    monkeypatch.setattr(PagesManager, "__init__", make_for_navigation)
+    st.cache_resource.clear()
+    yield settings
+    session.close()
+    st.cache_resource.clear()
+
+
+@pytest.fixture
+def app(workspace):
+    app = AppTest.from_file(HOME, default_timeout=20)
+    app.run()
+    until(app, lambda: session.runtime().status().phase == "ready")
+    return app
+
+
+def until(app, condition, timeout_s=20.0):
+    """Run the page again and again, as its fragments would, until `condition`."""
+    end = time.monotonic() + timeout_s
+    while not condition():
+        assert time.monotonic() < end, "it did not happen in time"
+        time.sleep(0.02)
+    app.run()
+    assert not app.exception
+
+
+def open_page(app, name):
+    app.switch_page(f"pages/{name}.py").run()
+    assert not app.exception
+    return app
+
+
+def words(app):
+    """All Markdown and captions of the page, for looking up what it says."""
+    return "\n".join(element.value for element in [*app.markdown, *app.caption, *app.sidebar.caption])
+
+
+def button(app, label):
+    return next(button for button in [*app.button, *app.sidebar.button] if button.label == label)
+
+
+def send(app, text):
+    app.chat_input[0].set_value(text).run()
+    assert not app.exception
+    until(app, lambda: session.chats().live(app.query_params["c"]) is None)
+
+
+# -- shell, engine bar, home -------------------------------------------------------
+
+
+def test_home_shows_the_ways_in_machine_and_engine(app):
+    assert app.title[0].value == "vLLM Workbench"
+    assert "scripted" in words(app) and "cores" in words(app) and "8,192" in words(app)
+    assert "No run yet" in words(app)
+
+
+def test_engine_bar_is_on_every_page(app):
+    for page in ("home", "chat", "compare"):
+        open_page(app, page)
+        assert app.sidebar.metric[0].label == "Output tokens/s"
+        assert "Running **0** · waiting **0**" in words(app)
+
+
+def test_unload_and_load_from_the_bar(app):
+    button(app, "Unload").click().run()
+    until(app, lambda: session.runtime().status().phase == "empty")
+    assert "No model is loaded" in app.info[0].value
+    button(app, "Load").click().run()
+    until(app, lambda: session.runtime().status().phase == "ready")
+    assert app.sidebar.metric
+
+
+def test_other_settings_load_the_engine_with_them(app):
+    button(app, "Other settings").click().run()
+    next(field for field in app.number_input if field.label.startswith("Context")).set_value(512)
+    button(app, "Load").click().run()
+    assert not app.exception
+    until(app, lambda: (info := session.runtime().status().info) and info.max_model_len == 512)
+    assert not any(field.label.startswith("Context") for field in app.number_input)
+
+
+def test_settings_without_a_model_are_refused(app):
+    button(app, "Other settings").click().run()
+    next(field for field in app.text_input if field.label == "Model").set_value(" ")
+    button(app, "Load").click().run()
+    assert "Name a model" in app.error[0].value
+    assert session.runtime().status().phase == "ready"
+
+
+def showing(monkeypatch, status):
+    monkeypatch.setattr(type(session.runtime()), "status", lambda self: status)
+
+
+def test_loading_shows_stage_log_and_cancel(app, monkeypatch):
+    spec = session.runtime().default_spec()
+    status = EngineStatus(
+        phase="loading", stage="Loading weights", since_s=7.4, spec=spec, log=("line 1", "line 2")
+    )
+    showing(monkeypatch, status)
+    app.run()
+    assert "Loading weights · 7.0 s" in words(app)
+    assert app.sidebar.code[0].value == "line 1\nline 2"
+    assert button(app, "Cancel")
+    assert "answers begin when it is ready" in app.info[0].value
+
+
+def test_a_failed_load_shows_cause_log_and_ways_on(app, monkeypatch):
+    error = EngineLoadError("Not enough memory.", hint="Lower the KV cache.", log=("torch.OutOfMemoryError",))
+    showing(monkeypatch, EngineStatus(phase="failed", spec=session.runtime().default_spec(), error=error))
+    app.run()
+    assert "Not enough memory" in app.sidebar.error[0].value and "Lower the KV cache" in words(app)
+    assert app.sidebar.code[0].value == "torch.OutOfMemoryError"
+    assert button(app, "Try again") and button(app, "Other settings")
+
+
+def test_an_engine_that_cannot_run_here_is_one_line_with_the_command(app, monkeypatch):
+    error = EngineUnavailable("This vLLM build needs an NVIDIA GPU.", hint="Run make setup DEVICE=cpu.")
+    showing(monkeypatch, EngineStatus(phase="failed", spec=session.runtime().default_spec(), error=error))
+    app.run()
+    assert "make setup DEVICE\\=cpu" in app.sidebar.warning[0].value
+    assert not app.exception and not app.sidebar.error
+
+
+def test_a_wrong_setting_is_said_in_words(workspace, monkeypatch):
+    monkeypatch.setenv("WORKBENCH_MAX_NUM_SEQS", "none")
+    app = AppTest.from_file(HOME, default_timeout=20).run()
+    assert not app.exception
+    assert "WORKBENCH_MAX_NUM_SEQS" in app.error[0].value
+    monkeypatch.delenv("WORKBENCH_MAX_NUM_SEQS")
+
+
+# -- chat ---------------------------------------------------------------------------
+
+
+def test_a_chat_of_two_turns_with_its_figures(app):
+    open_page(app, "chat")
+    send(app, "Hello there")
+    assert [message.name for message in app.chat_message] == ["user", "assistant"]
+    assert app.chat_message[0].text[0].value == "Hello there"
+    assert "scripted-" in app.chat_message[1].markdown[0].value
+    assert (
+        "TTFT" in app.chat_message[1].caption[0].value and "tokens/s" in app.chat_message[1].caption[0].value
+    )
+    assert app.subheader[0].value == "Hello there"
+    send(app, "And again")
+    assert len(app.chat_message) == 4
+
+
+def test_an_example_starts_a_chat(app):
+    open_page(app, "chat")
+    button(app, "Explain what a KV cache is in three sentences.").click().run()
+    assert not app.exception
+    assert app.chat_message[0].text[0].value.startswith("Explain what")
+
+
+def test_a_page_switch_and_a_refresh_lose_nothing(app):
+    open_page(app, "chat")
+    send(app, "Remember me")
+    conversation = app.query_params["c"]
+    open_page(app, "home")
+    open_page(app, "chat")
+    assert app.chat_message[0].text[0].value == "Remember me"
+    refreshed = AppTest.from_file(HOME, default_timeout=20).run()
+    refreshed.switch_page("pages/chat.py")
+    refreshed.query_params["c"] = conversation
+    refreshed.run()
+    assert refreshed.chat_message[0].text[0].value == "Remember me"
+
+
+def test_system_prompt_and_parameters_belong_to_the_conversation(app):
+    open_page(app, "chat")
+    app.text_area(key="chat:new:system").set_value("Be brief.")
+    app.number_input(key="chat:new:max_tokens").set_value(2)
+    app.slider(key="chat:new:temperature").set_value(0.25).run()
+    send(app, "one two three four five")
+    conversation = session.store().conversation(app.query_params["c"])
+    assert conversation.system == "Be brief." and conversation.params["temperature"] == 0.25
+    assert "cut at max\\_tokens" in words(app) or "cut at max_tokens" in words(app)
+    app.slider(key=f"chat:{conversation.conversation_id}:temperature").set_value(0.5).run()
+    kept = session.store().conversation(conversation.conversation_id)
+    assert kept.params["temperature"] == 0.5 and kept.params["max_tokens"] == 2
+    open_page(app, "home")
+    open_page(app, "chat")
+    assert app.slider(key=f"chat:{conversation.conversation_id}:temperature").value == 0.5
+
+
+def test_stop_and_regenerate(app, monkeypatch):
+    open_page(app, "chat")
+    engine = session.runtime().engine
+    monkeypatch.setattr(engine, "_seconds_per_token", 0.05)
+    app.chat_input[0].set_value("Take your time, please, with this long question of mine").run()
+    assert app.chat_input[0].disabled
+    button(app, "Stop").click().run()
+    until(app, lambda: session.chats().live(app.query_params["c"]) is None)
+    assert "stopped by you" in words(app) and not app.chat_input[0].disabled
+    monkeypatch.setattr(engine, "_seconds_per_token", 0.0)
+    button(app, "Regenerate").click().run()
+    until(app, lambda: session.chats().live(app.query_params["c"]) is None)
+    assert "stopped by you" not in words(app) and len(app.chat_message) == 2
+
+
+def test_new_list_clear_and_delete(app):
+    open_page(app, "chat")
+    send(app, "First chat")
+    first = app.query_params["c"]
+    button(app, "New").click().run()
+    assert not app.chat_message and "c" not in app.query_params
+    send(app, "Second chat")
+    app.button(key=f"chat:open:{first}").click().run()
+    assert app.chat_message[0].text[0].value == "First chat"
+    button(app, "Clear all messages").click().run()
+    assert not app.chat_message and not session.store().messages(first)
+    app.button(key=f"chat:delete:{first}").click().run()
+    assert not app.exception and session.store().conversation(first) is None
+
+
+def test_an_error_is_shown_under_its_question(app):
+    open_page(app, "chat")
+    send(app, "word " * 9000)
+    assert "too long" in app.chat_message[1].error[0].value
+
+
+def test_model_output_is_never_a_picture(app):
+    open_page(app, "chat")
+    send(app, "say ![x](http://example.com/x.png)")
+    assert "![" not in app.chat_message[1].markdown[0].value
+
+
+def test_a_deleted_conversation_in_the_address_is_a_new_chat(app):
+    open_page(app, "chat")
+    app.query_params["c"] = "20200101-000000-abcdef"
+    app.run()
+    assert not app.exception and not app.chat_message
+
+
+# -- sampling form ------------------------------------------------------------------
+
+
+def test_stop_texts_are_one_a_line_with_escapes(app):
+    open_page(app, "chat")
+    app.text_area(key="chat:new:stop").set_value("END\n\\n\\n\na\\\\b").run()
+    send(app, "hi")
+    kept = session.store().conversation(app.query_params["c"])
+    assert kept.params["stop"] == ["END", "\n\n", "a\\b"]
+
+
+def test_a_value_that_cannot_be_used_is_named_and_left_out(app):
+    open_page(app, "chat")
+    app.text_input(key="chat:new:logit_bias").set_value("{nonsense").run()
+    assert "logit\\_bias" in app.error[0].value
+    send(app, "hi")
+    assert "logit_bias" not in session.store().conversation(app.query_params["c"]).params
+
+
+def test_reset_brings_the_defaults_back(app):
+    open_page(app, "chat")
+    app.number_input(key="chat:new:max_tokens").set_value(7)
+    app.number_input(key="chat:new:seed").set_value(5).run()
+    app.button(key="chat:new:reset").click().run()
+    assert app.number_input(key="chat:new:max_tokens").value == 256
+    assert app.number_input(key="chat:new:seed").value is None
+
+
+def form_with_model_defaults():
+    import streamlit as st
+
+    from pages.parts.sampling_form import sampling_form
+
+    st.session_state["params"] = sampling_form("form", st.session_state.get("config"))
+
+
+def test_untouched_values_follow_the_model_and_touched_ones_stay():
+    form = AppTest.from_function(form_with_model_defaults).run()
+    assert form.session_state["params"]["temperature"] == 1.0
+    form.slider(key="form:top_p").set_value(0.5).run()
+    form.session_state["config"] = {"temperature": 0.6, "top_p": 0.9, "top_k": 20}
+    form.run()
+    params = form.session_state["params"]
+    assert (params["temperature"], params["top_p"], params["top_k"]) == (0.6, 0.5, 20)
+    assert "seed" not in params and "ignore_eos" not in params
+
+
+# -- compare ------------------------------------------------------------------------
+
+
+def compare(app, prompt):
+    open_page(app, "compare")
+    app.text_area[0].set_value(prompt).run()
+    button(app, "Run").click().run()
+    assert not app.exception
+    until(app, lambda: not session.comparisons().view(app.query_params["x"]).is_live)
+
+
+def test_compare_runs_three_temperatures_and_reopens(app):
+    compare(app, "Why is the sky blue?")
+    view = session.comparisons().view(app.query_params["x"])
+    assert [cell.params["temperature"] for cell in view.cells] == [0.0, 0.7, 1.2]
+    assert sum("TTFT" in caption.value for caption in app.caption) == 3
+    open_page(app, "home")
+    open_page(app, "compare")
+    assert app.text_area[0].value == "Why is the sky blue?"
+    button(app, "New").click().run()
+    assert app.text_area[0].value == ""
+    app.button(key=f"compare:open:{view.comparison_id}").click().run()
+    assert app.text_area[0].value == "Why is the sky blue?"
+
+
+def test_compare_refuses_an_empty_prompt(app):
+    open_page(app, "compare")
+    button(app, "Run").click().run()
+    assert "prompt is empty" in app.error[0].value and "x" not in app.query_params
+
+
+# -- figures ------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("seconds", "shown"),
+    [(None, "–"), (0.0853, "85 ms"), (0.9999, "1.0 s"), (9.4, "9.4 s"), (42.4, "42 s"), (185, "3 min 5 s"),
+     (7800, "2 h 10 min")],
+)  # fmt: skip
+def test_durations(seconds, shown):
+    assert duration(seconds) == shown
+
+
+def test_other_figures():
+    assert [per_second(value) for value in (None, 0, 0.42, 8.31, 1390)] == ["–", "0", "0.42", "8.3", "1,390"]
+    assert [gibibytes(value) for value in (2**28, 4 * 2**30, 141 * 2**30)] == [
+        "0.25 GiB",
+        "4.0 GiB",
+        "141 GiB",
+    ]
+    assert spark([(2.4, 30.0), (0.2, 10.0), (99.0, 5.0)], seconds=4) == [0, 30.0, 0, 10.0]
