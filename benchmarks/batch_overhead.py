@@ -64,6 +64,7 @@ def run_baseline(table: Path, run: Path, tokens: int) -> None:
     from core.engines import vllm_start
 
     settings = json.loads((run / "run.json").read_text())["model"]["settings"]
+    settings.pop("notes", None)  # remarks for people, not an argument
     os.environ.update(vllm_start.lasting_environment())
     vllm_start.import_vllm()
     from transformers import AutoTokenizer
