@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import streamlit as st
 
 from core.errors import EngineUnavailable, WorkbenchError
@@ -13,6 +15,8 @@ from pages.parts.markdown import plain_text
 
 _POLL_S = 1.0
 _SEEN = "engine_bar:seen"
+_LOG_LINES = 40
+_LOG_PREFIX = re.compile(r"^(\([^)]*\) )?INFO \S+ \S+ \[[^\]]*\] ")  # INFO 11-21 04:44:06 [file.py:12]
 
 
 def engine_bar() -> None:
@@ -49,7 +53,8 @@ def _identity(status: EngineStatus) -> tuple[object, ...]:
 def _ready(status: EngineStatus) -> None:
     info, stats = status.info, status.stats
     st.markdown(f"**{plain_text(info.model)}**", wrap=False)
-    st.caption(f"{plain_text(device_words(info.device))} · context {info.max_model_len:,}", wrap=False)
+    st.caption(plain_text(device_words(info.device)), wrap=False)
+    st.caption(f"Context {info.max_model_len:,} tokens", wrap=False)
     st.metric(
         "Output tokens/s",
         per_second(status.output_tokens_per_s),
@@ -57,13 +62,12 @@ def _ready(status: EngineStatus) -> None:
         chart_type="area",
         help="Tokens generated in the last second, for everybody. The chart: the last minute.",
     )
-    with st.container(horizontal=True):
-        st.caption(f"Running **{stats.running:,}** · waiting **{stats.waiting:,}**", wrap=False)
+    st.caption(f"Running **{stats.running:,}** · waiting **{stats.waiting:,}**", wrap=False)
     if info.kv_cache_tokens:
-        size = f" ({gibibytes(info.kv_cache_bytes)})" if info.kv_cache_bytes else ""
         used = min(max(stats.kv_cache_usage or 0.0, 0.0), 1.0)
-        st.progress(used)
-        st.caption(f"KV cache {used:.0%} of {info.kv_cache_tokens:,} tokens{size}", wrap=False)
+        st.progress(used, f":small[KV cache **{used:.0%}** used]")
+        size = f" · {gibibytes(info.kv_cache_bytes)}" if info.kv_cache_bytes else ""
+        st.caption(f"of {info.kv_cache_tokens:,} tokens{size}", wrap=False)
     with st.container(horizontal=True):
         _settings_button()
         st.button("Unload", type="tertiary", icon=":material/eject:", on_click=session.runtime().unload)
@@ -103,8 +107,10 @@ def _settings_button() -> None:
 
 
 def _log(lines: tuple[str, ...]) -> None:
-    with st.expander("Engine log"):
-        st.code("\n".join(lines[-40:]) or "Nothing yet.", language=None, height=240)
+    """The newest lines, without what every line begins with: the sidebar is narrow."""
+    with st.expander("Engine log"), st.container(height=240, border=False, autoscroll=True):
+        shown = [_LOG_PREFIX.sub("", line) for line in lines[-_LOG_LINES:]]
+        st.code("\n".join(shown) or "Nothing yet.", language=None, wrap_lines=True)
 
 
 def _load() -> None:
