@@ -6,7 +6,7 @@ from core.errors import RunNotFound
 from pages.parts import batch_setup, job_panel, session
 
 st.title("Batch")
-run_id = st.query_params.get("run")
+run_id = job_panel.chosen_run()
 
 if run_id is None:
     st.write("Run the model over every row of a table. Answers are kept as they come; nothing is lost.")
@@ -19,8 +19,7 @@ else:
     except RunNotFound as error:
         st.error(error.message)
         if st.button("Choose a table", icon=":material/table:"):
-            st.query_params.clear()
-            st.rerun()
+            job_panel.choose_run(None)
         st.stop()
     if progress.state == "draft":
         batch_setup.draft(run)

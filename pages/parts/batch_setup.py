@@ -13,6 +13,7 @@ from core.jobs import Staging
 from core.runs import Instructions, Run
 from core.store import new_id
 from pages.parts import session, table_preview
+from pages.parts.job_panel import choose_run, forget_run
 from pages.parts.sampling_form import sampling_form
 
 _EXAMPLE = Path(__file__).resolve().parents[2] / "examples" / "reviews.csv"
@@ -69,7 +70,7 @@ def _show_staging() -> None:
     except WorkbenchError as error:
         st.session_state["staging_error"] = str(error)
     else:
-        st.query_params["run"] = run.run_id
+        choose_run(run.run_id)
     st.rerun()
 
 
@@ -107,9 +108,8 @@ def _header(run: Run) -> None:
     left, right = st.columns([4, 1], vertical_alignment="bottom")
     left.subheader(run.spec.input.name, anchor=False)
     if right.button("Another table", icon=":material/arrow_back:", width="stretch"):
-        st.query_params.clear()
         st.session_state.pop("staging_error", None)
-        st.rerun()
+        choose_run(None)
 
 
 def _prompt_form(run: Run) -> tuple[str, str, str]:
@@ -209,7 +209,7 @@ def _read_differently(run: Run, info: tables.TableInfo) -> None:
             )
         if st.form_submit_button("Read again", icon=":material/refresh:"):
             session.jobs().delete(run.run_id)
-            st.query_params.clear()
+            forget_run()
             _stage(path, name, tables.ReadOptions(encoding=encoding, delimiter=delimiter, sheet=sheet))
 
 

@@ -18,6 +18,7 @@ from core.runs import Run
 from pages.parts import session
 
 _PAGE_ROWS = 100
+_CHOSEN = "batch:run"
 _STATES = {
     "draft": "Draft",
     "queued": "Waiting for its turn",
@@ -36,13 +37,34 @@ _DOWNLOADS = {
 }
 
 
+def chosen_run() -> str | None:
+    """The run on the page: of the address, or the one this session looked at before it left the page."""
+    run_id = st.query_params.get("run") or st.session_state.get(_CHOSEN)
+    if run_id is not None:
+        st.query_params["run"] = st.session_state[_CHOSEN] = run_id
+    return run_id
+
+
+def choose_run(run_id: str | None) -> None:
+    """Show this run, or with None the choice of tables, from now on."""
+    forget_run()
+    if run_id is not None:
+        st.session_state[_CHOSEN] = run_id
+    st.rerun()
+
+
+def forget_run() -> None:
+    """No run is on the page any more."""
+    st.query_params.clear()
+    st.session_state.pop(_CHOSEN, None)
+
+
 def draw(run: Run, progress: Progress) -> None:
     """Everything about one started run."""
     left, right = st.columns([4, 1], vertical_alignment="bottom")
     left.subheader(run.spec.input.name, anchor=False)
     if right.button("All runs", icon=":material/arrow_back:", width="stretch"):
-        st.query_params.clear()
-        st.rerun()
+        choose_run(None)
     if progress.state in ("queued", "running"):
         _live(run.run_id)
         return
@@ -247,6 +269,7 @@ def command_line(spec: runs.RunSpec) -> str:
     return shlex.join(words)
 
 
+@st.fragment(run_every=2.0)
 def earlier_runs() -> None:
     """The newest runs and drafts, each a way to its own page."""
     records = session.store().runs(30, drafts=True)
@@ -261,8 +284,7 @@ def earlier_runs() -> None:
             f"{record.done:,} of {record.rows:,} rows" if record.state != "draft" else f"{record.rows:,} rows"
         )
         if button.button("Open", key=f"open-{record.run_id}", width="stretch"):
-            st.query_params["run"] = record.run_id
-            st.rerun()
+            choose_run(record.run_id)
 
 
 def _plain(name: str) -> str:
