@@ -29,6 +29,7 @@ from core.settings import load_settings  # noqa: E402
 from core.types import Message  # noqa: E402
 
 TEMPLATE = "{{ question }}"
+MARK = "output tokens/s: "
 TOPICS = ("rain", "bread", "a city at night", "trains", "a lost key", "tea", "the sea", "an old map")
 
 
@@ -56,7 +57,9 @@ def baseline(table: Path, run: Path, tokens: int) -> float:
     """Output tokens/s of LLM.generate with the settings that `run` had."""
     command = [sys.executable, __file__, "--baseline", str(table), "--run", str(run), "--tokens", str(tokens)]
     done = subprocess.run(command, cwd=ROOT, check=True, capture_output=True, text=True)
-    return float(done.stdout.splitlines()[-1])
+    # vLLM's own log shares the output
+    (line,) = (line for line in done.stdout.splitlines() if line.startswith(MARK))
+    return float(line.removeprefix(MARK))
 
 
 def run_baseline(table: Path, run: Path, tokens: int) -> None:
@@ -84,7 +87,8 @@ def run_baseline(table: Path, run: Path, tokens: int) -> None:
     started = time.monotonic()
     outputs = llm.generate(texts, params, use_tqdm=False)
     seconds = time.monotonic() - started
-    print(sum(len(output.outputs[0].token_ids) for output in outputs) / seconds)
+    rate = sum(len(output.outputs[0].token_ids) for output in outputs) / seconds
+    print(f"\n{MARK}{rate}", flush=True)
 
 
 def main() -> None:

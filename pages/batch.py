@@ -4,6 +4,7 @@ import streamlit as st
 
 from core.errors import RunNotFound
 from pages.parts import batch_setup, job_panel, session
+from pages.parts.markdown import plain_text
 
 st.title("Batch")
 run_id = job_panel.chosen_run()
@@ -17,7 +18,7 @@ else:
         run = session.jobs().open(run_id)
         progress = session.jobs().progress(run_id)
     except RunNotFound as error:
-        st.error(error.message)
+        st.error(plain_text(error.message))
         if st.button("Choose a table", icon=":material/table:"):
             job_panel.choose_run(None)
         st.stop()

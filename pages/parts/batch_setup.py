@@ -13,7 +13,8 @@ from core.jobs import Staging
 from core.runs import Instructions, Run
 from core.store import new_id
 from pages.parts import session, table_preview
-from pages.parts.job_panel import choose_run, forget_run
+from pages.parts.job_panel import choose_run, forget_run, header
+from pages.parts.markdown import plain_text
 from pages.parts.sampling_form import sampling_form
 
 _EXAMPLE = Path(__file__).resolve().parents[2] / "examples" / "reviews.csv"
@@ -46,7 +47,7 @@ def choose_table() -> None:
     ):
         _stage(_EXAMPLE, _EXAMPLE.name)
     if "staging_error" in st.session_state:
-        st.error(st.session_state["staging_error"])
+        st.error(plain_text(st.session_state["staging_error"]))
 
 
 def _stage(path: Path, name: str, options: tables.ReadOptions | None = None) -> None:
@@ -61,7 +62,7 @@ def _show_staging() -> None:
     staging: Staging | None = st.session_state.get("staging")
     if staging is None:
         return
-    st.progress(min(staging.share, 1.0), f"Reading {staging.name}: {staging.rows:,} rows")
+    st.progress(min(staging.share, 1.0), f"Reading {plain_text(staging.name)}: {staging.rows:,} rows")
     if not staging.future.done():
         return
     del st.session_state["staging"]
@@ -78,7 +79,7 @@ def draft(run: Run) -> None:
     """The staged table and the form that starts the run."""
     spec = run.spec
     info = run.info()
-    _header(run)
+    header(run, "Another table")
     table_preview.draw(run, info)
     _read_differently(run, info)
     st.subheader("Prompt")
@@ -98,18 +99,10 @@ def draft(run: Run) -> None:
         try:
             session.jobs().start(run.run_id)
         except WorkbenchError as error:
-            st.error(str(error))
+            st.error(plain_text(str(error)))
         else:
             _forget_upload()
             st.rerun()
-
-
-def _header(run: Run) -> None:
-    left, right = st.columns([4, 1], vertical_alignment="bottom")
-    left.subheader(run.spec.input.name, anchor=False)
-    if right.button("Another table", icon=":material/arrow_back:", width="stretch"):
-        st.session_state.pop("staging_error", None)
-        choose_run(None)
 
 
 def _prompt_form(run: Run) -> tuple[str, str, str]:
@@ -168,9 +161,11 @@ def _first_template(run: Run) -> str:
 def _params_form(run: Run) -> dict | None:
     info = session.runtime().status().info
     try:
-        return sampling_form(f"batch-{run.run_id}", info.generation_config if info else {})
+        return sampling_form(
+            f"batch-{run.run_id}", info.generation_config if info else {}, initial=run.spec.params
+        )
     except WorkbenchError as error:
-        st.error(str(error))
+        st.error(plain_text(str(error)))
         return None
 
 
@@ -179,7 +174,7 @@ def _keep(run: Run, instructions: Instructions) -> bool:
     try:
         run.configure(instructions)
     except WorkbenchError as error:
-        st.error(str(error))
+        st.error(plain_text(str(error)))
         return False
     return True
 

@@ -16,9 +16,12 @@ from core.batch import Progress
 from core.errors import RunBusy, WorkbenchError
 from core.runs import Run
 from pages.parts import session
+from pages.parts.charts import duration, per_second
+from pages.parts.markdown import plain_text
 
 _PAGE_ROWS = 100
 _CHOSEN = "batch:run"
+_CURVE = "#178A7E"  # the accent; readable on the light and the dark background
 _STATES = {
     "draft": "Draft",
     "queued": "Waiting for its turn",
@@ -59,12 +62,31 @@ def forget_run() -> None:
     st.session_state.pop(_CHOSEN, None)
 
 
+def header(run: Run, back: str) -> None:
+    """The file's name, the way back, and the way to get rid of the run."""
+    with st.container(horizontal=True, vertical_alignment="bottom"):
+        st.subheader(plain_text(run.spec.input.name), anchor=False, width="stretch")
+        if st.button(back, icon=":material/arrow_back:"):
+            choose_run(None)
+        if session.jobs().progress(run.run_id).state not in ("queued", "running"):
+            with st.popover("Delete", icon=":material/delete:"):
+                st.write("The table, the answers and everything else of this run will be gone.")
+                if st.button("Delete this run", type="primary"):
+                    _delete(run)
+
+
+def _delete(run: Run) -> None:
+    try:
+        session.jobs().delete(run.run_id)
+    except WorkbenchError as error:
+        st.error(plain_text(str(error)))
+    else:
+        choose_run(None)
+
+
 def draw(run: Run, progress: Progress) -> None:
     """Everything about one started run."""
-    left, right = st.columns([4, 1], vertical_alignment="bottom")
-    left.subheader(run.spec.input.name, anchor=False)
-    if right.button("All runs", icon=":material/arrow_back:", width="stretch"):
-        choose_run(None)
+    header(run, "All runs")
     if progress.state in ("queued", "running"):
         _live(run.run_id)
         return
@@ -78,7 +100,7 @@ def draw(run: Run, progress: Progress) -> None:
         _downloads(run, progress)
         _specification(run)
     except RunBusy as error:
-        st.info(str(error))
+        st.info(plain_text(str(error)))
 
 
 @st.fragment(run_every=1.0)
@@ -112,26 +134,17 @@ def _numbers(progress: Progress) -> None:
     cells[0].metric("Ok", f"{counts.ok:,}")
     cells[1].metric("Errors", f"{counts.errors:,}")
     cells[2].metric("Skipped", f"{counts.skipped:,}", help="Rows whose prompt was empty.")
-    rate = progress.output_tokens_per_s
-    cells[3].metric("Output tokens/s", "–" if rate is None else f"{rate:,.0f}")
     if progress.state == "running":
-        cells[4].metric("Time left", "–" if progress.eta_s is None else duration(progress.eta_s))
+        cells[3].metric("Output tokens/s", per_second(progress.output_tokens_per_s), help="In the last 30 s.")
+        cells[4].metric("Time left", duration(progress.eta_s), help="At the speed of the last 30 s.")
     else:
+        rate = counts.output_tokens / progress.work_s if progress.work_s else None
+        cells[3].metric("Output tokens/s", per_second(rate), help="Over the whole time at work.")
         cells[4].metric(
             "Time", duration(progress.work_s), help="Time at work; loading the engine is not counted."
         )
     if progress.message and progress.state not in ("finished", "running"):
-        st.warning(progress.message)
-
-
-def duration(seconds: float) -> str:
-    """42 s, 3 min 05 s, 2 h 07 min."""
-    whole = round(seconds)
-    if whole < 60:
-        return f"{whole} s"
-    if whole < 3600:
-        return f"{whole // 60} min {whole % 60:02d} s"
-    return f"{whole // 3600} h {whole % 3600 // 60:02d} min"
+        st.warning(plain_text(progress.message))
 
 
 def _offer_resume(run: Run, progress: Progress) -> None:
@@ -140,7 +153,7 @@ def _offer_resume(run: Run, progress: Progress) -> None:
         try:
             session.jobs().start(run.run_id)
         except WorkbenchError as error:
-            st.error(str(error))
+            st.error(plain_text(str(error)))
         else:
             st.rerun()
 
@@ -155,6 +168,7 @@ def _rate_chart(run: Run) -> None:
             y=[rate for _work_s, _done, rate, _usage in samples],
             mode="lines",
             fill="tozeroy",
+            line={"color": _CURVE, "width": 2},
             hovertemplate="%{y:,.0f} tokens/s at %{x:.0f} s<extra></extra>",
         )
     )
@@ -278,14 +292,12 @@ def earlier_runs() -> None:
     st.subheader("Earlier runs", anchor=False)
     for record in records:
         name, state, rows, button = st.columns([4, 2, 3, 1], vertical_alignment="center")
-        name.markdown(f"**{_plain(record.name)}**  \n:small[{record.created_at.astimezone():%Y-%m-%d %H:%M}]")
+        name.markdown(
+            f"**{plain_text(record.name)}**  \n:small[{record.created_at.astimezone():%Y-%m-%d %H:%M}]"
+        )
         state.caption(_STATES[record.state])
         rows.caption(
             f"{record.done:,} of {record.rows:,} rows" if record.state != "draft" else f"{record.rows:,} rows"
         )
         if button.button("Open", key=f"open-{record.run_id}", width="stretch"):
             choose_run(record.run_id)
-
-
-def _plain(name: str) -> str:
-    return "".join(f"\\{char}" if char in r"\`*_{}[]<>()#+-!|:$~" else char for char in name)

@@ -10,6 +10,7 @@ from core.errors import EngineNotReady, WorkbenchError
 from core.requests import encode_chats
 from core.runs import Run
 from pages.parts import session
+from pages.parts.markdown import plain_text
 
 _ROWS = 50
 _RENDERED = 3
@@ -20,7 +21,7 @@ def draw(run: Run, info: tables.TableInfo) -> None:
     facts = [f"{info.rows:,} rows", f"{len(info.columns)} columns", info.format.upper()]
     facts += [info.encoding] if info.encoding else []
     facts += [f"sheet {info.sheet}"] if info.sheet else []
-    st.caption(" · ".join(facts))
+    st.caption(plain_text(" · ".join(facts)))
     rows = [{name: _shown(value) for name, value in row.items()} for row in run.preview(_ROWS)]
     config = {
         column.name: st.column_config.TextColumn(
@@ -30,7 +31,7 @@ def draw(run: Run, info: tables.TableInfo) -> None:
     }
     st.dataframe(pd.DataFrame(rows), column_config=config, height=250, hide_index=True)
     for note in info.notes:
-        st.caption(note)
+        st.caption(plain_text(note))
     if info.problems:
         with st.expander(f"{info.problems:,} rows can't be read; they stay in the table, marked as errors"):
             for problem in run.problems():
@@ -54,7 +55,7 @@ def rendered(run: Run, info: tables.TableInfo) -> None:
         try:
             chat = recipe.messages(row)
         except WorkbenchError as error:
-            st.error(f"Row {index}: {error}")
+            st.error(f"Row {index}: {plain_text(str(error))}")
             continue
         with st.container(border=True):
             if chat is None:
@@ -63,7 +64,7 @@ def rendered(run: Run, info: tables.TableInfo) -> None:
             st.caption(f"Row {index}{_tokens(engine, chat)}")
             for message in chat:
                 if message.role == "system":
-                    st.caption(f"System: {_shown(message.content)}")
+                    st.caption(f"System: {plain_text(_shown(message.content))}")
                 else:
                     st.text(_shown(message.content))
 

@@ -1,0 +1,103 @@
+"""Take the pictures of the pages in docs/images, in light and dark, wide and narrow.
+
+    make run                                          # in one terminal
+    .venv/bin/python docs/take_screenshots.py         # in another
+
+It asks one question in the chat, compares three parameter sets and runs the
+example table, all for real; --folder keeps the committed pictures as they are.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from playwright.sync_api import Page, sync_playwright
+
+from core.bootstrap import find_browser
+
+ROOT = Path(__file__).resolve().parents[1]
+SIZES = {"": 1280, "-narrow": 800}
+WAIT_MS = 240_000
+
+
+def settle(page: Page) -> None:
+    page.wait_for_timeout(1500)
+
+
+def shoot(page: Page, folder: Path, name: str) -> None:
+    """The page as it is, in both schemes and both widths."""
+    for suffix, width in SIZES.items():
+        page.set_viewport_size({"width": width, "height": 900})
+        for scheme in ("light", "dark"):
+            page.emulate_media(color_scheme=scheme)
+            settle(page)
+            page.screenshot(path=folder / f"{name}-{scheme}{suffix}.png")
+    page.set_viewport_size({"width": 1280, "height": 900})
+    page.emulate_media(color_scheme="light")
+
+
+def home(page: Page, folder: Path, url: str) -> None:
+    page.goto(url)
+    page.get_by_test_id("stSidebar").get_by_text("KV cache").wait_for(timeout=WAIT_MS)
+    shoot(page, folder, "home")
+
+
+def chat(page: Page, folder: Path, url: str) -> None:
+    page.goto(f"{url}/chat")
+    page.get_by_placeholder("Write a message").fill("Name three rivers of Europe, one line each.")
+    page.keyboard.press("Enter")
+    page.get_by_role("button", name="Regenerate").wait_for(timeout=WAIT_MS)
+    shoot(page, folder, "chat")
+
+
+def compare(page: Page, folder: Path, url: str) -> None:
+    page.goto(f"{url}/compare")
+    page.get_by_role("textbox", name="Prompt", exact=True).fill("Describe the sea in one sentence.")
+    page.keyboard.press("Control+Enter")
+    settle(page)
+    page.get_by_role("button", name="Run", exact=True).click()
+    page.get_by_text("TTFT").nth(2).wait_for(timeout=WAIT_MS)
+    page.wait_for_timeout(15_000)
+    shoot(page, folder, "compare")
+
+
+def batch(page: Page, folder: Path, url: str) -> None:
+    page.goto(f"{url}/batch")
+    page.get_by_role("button", name="Use the example table").click()
+    page.get_by_text("Row 3 ·").wait_for(timeout=WAIT_MS)
+    shoot(page, folder, "batch-prompt")
+    page.get_by_role("button", name="Run 40 rows").click()
+    page.get_by_text("Latest answers").wait_for(timeout=WAIT_MS)
+    page.wait_for_timeout(4000)
+    shoot(page, folder, "batch-running")
+    page.get_by_text("Finished: 40 of 40 rows").wait_for(timeout=WAIT_MS)
+    shoot(page, folder, "batch")
+    page.goto(f"{url}/batch")
+    page.get_by_text("Earlier runs").wait_for(timeout=WAIT_MS)
+    shoot(page, folder, "batch-start")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--url", default="http://127.0.0.1:8501")
+    parser.add_argument("--folder", type=Path, default=ROOT / "docs" / "images")
+    parser.add_argument("--only", choices=("home", "chat", "compare", "batch"))
+    arguments = parser.parse_args()
+    arguments.folder.mkdir(parents=True, exist_ok=True)
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=find_browser(), args=["--no-sandbox"])
+        page = browser.new_page(viewport={"width": 1280, "height": 900})
+        for walk in (home, chat, compare, batch):
+            if arguments.only in (None, walk.__name__):
+                walk(page, arguments.folder, arguments.url)
+        browser.close()
+
+
+if __name__ == "__main__":
+    main()
