@@ -79,6 +79,8 @@ class BatchJob:
         self._recent: tuple[tuple[float, int, int], ...] = ()
         self._end: tuple[RunState, str] = ("stopped", "")
         self._task: asyncio.Task[Any] | None = None
+        self._stopping = False
+        self._flushing = asyncio.Lock()
         self._reader = concurrent.futures.ThreadPoolExecutor(1, f"read-{run.run_id}")
         self._writer = concurrent.futures.ThreadPoolExecutor(1, f"write-{run.run_id}")
 
@@ -141,8 +143,9 @@ class BatchJob:
 
     async def stop(self, state: RunState, message: str) -> None:
         """Cancel the work, which then ends in `state`; the caller waits for that elsewhere."""
-        self._end = (state, message)
-        if self._task is not None:
+        if self._task is not None and not self._stopping:  # a second cancel would cut off the last flush
+            self._stopping = True
+            self._end = (state, message)
             self._task.cancel()
 
     async def _work(self, connection: duckdb.DuckDBPyConnection) -> None:
@@ -250,19 +253,21 @@ class BatchJob:
     async def _flush_often(self, writer: duckdb.DuckDBPyConnection) -> None:
         while True:
             await asyncio.sleep(_FLUSH_S)
-            await self._flush(writer)
+            # shielded: a stop must not let go of rows that are on their way to the disk
+            await asyncio.shield(self._flush(writer))
 
     async def _flush(self, writer: duckdb.DuckDBPyConnection) -> None:
-        """Keep what is buffered. Rows whose flush fails stay pending."""
-        # taken here, on the loop, where it is filled: on the writer's thread a row could slip between
-        batch, self._buffer = self._buffer, []
-        counts = _add(self.counts, batch)
-        now = time.monotonic()
-        recent = (*self._recent, (now, counts.done, self._session_tokens[1]))
-        self._recent = tuple(sample for sample in recent if now - sample[0] <= _RATE_WINDOW_S)
-        if batch:
-            loop = asyncio.get_running_loop()
-            await loop.run_in_executor(self._writer, self._write, writer, batch, counts)
+        """Keep what is buffered, after what is being kept. Rows whose flush fails stay pending."""
+        async with self._flushing:
+            # taken here, on the loop, where it is filled: on the writer's thread a row could slip between
+            batch, self._buffer = self._buffer, []
+            counts = _add(self.counts, batch)
+            now = time.monotonic()
+            recent = (*self._recent, (now, counts.done, self._session_tokens[1]))
+            self._recent = tuple(sample for sample in recent if now - sample[0] <= _RATE_WINDOW_S)
+            if batch:
+                loop = asyncio.get_running_loop()
+                await loop.run_in_executor(self._writer, self._write, writer, batch, counts)
 
     def _write(self, writer: duckdb.DuckDBPyConnection, batch: list[Result], counts: Counts) -> None:
         usage = self._runtime.status().stats.kv_cache_usage

@@ -38,10 +38,8 @@ class Chats:
         with self._asking:
             self._refuse_while_live(conversation_id)
             conversation = self._conversation(conversation_id)
-            if not conversation.title:
-                self._store.update_conversation(conversation_id, title=title_of(text))
-            self._store.add_messages(conversation_id, [("user", text, "complete")])
-            self._answer(conversation, params)
+            title = None if conversation.title else title_of(text)
+            self._answer(conversation, params, asked=text, title=title)
 
     def regenerate(self, conversation_id: str, params: Mapping[str, Any]) -> None:
         """Answer the last user message again, in place of its answer. Raises as `start`."""
@@ -89,12 +87,25 @@ class Chats:
             answer.stop(self._runtime, "interrupted")
         wait([future for _, _, future in entries], timeout=_CLOSE_PATIENCE_S)
 
-    def _answer(self, conversation: Conversation, params: Mapping[str, Any]) -> None:
+    def _answer(
+        self,
+        conversation: Conversation,
+        params: Mapping[str, Any],
+        *,
+        asked: str | None = None,
+        title: str | None = None,
+    ) -> None:
+        """Answer the conversation as it is, or with the question `asked` added to it."""
         conversation_id = conversation.conversation_id
-        history = self._store.messages(conversation_id)
-        answer = Answer(_messages(conversation.system, history), params)
-        [message] = self._store.add_messages(conversation_id, [("assistant", "", "generating")])
-        self._store.update_message(message.message_id, details={**answer.details, **this_process()})
+        history = _messages(conversation.system, self._store.messages(conversation_id), asked)
+        answer = Answer(history, params)
+        turns = [] if asked is None else [("user", asked, "complete")]
+        *_, message = self._store.add_messages(
+            conversation_id,
+            [*turns, ("assistant", "", "generating")],
+            details={**answer.details, **this_process()},
+            title=title,
+        )
         with self._lock:
             future = self._runtime.spawn(self._run(conversation_id, message.message_id, answer))
             self._live[conversation_id] = (message.message_id, answer, future)
@@ -138,21 +149,21 @@ def title_of(text: str) -> str:
     return line if len(line) <= _TITLE_CHARACTERS else line[: _TITLE_CHARACTERS - 1].rstrip() + "…"
 
 
-def _messages(system: str, history: Sequence[StoredMessage]) -> list[Message]:
+def _messages(system: str, history: Sequence[StoredMessage], asked: str | None) -> list[Message]:
     """What the model is shown. A question that got no answer (refused, stopped at once) is left out:
 
     templates want user and assistant to alternate, and a message that was
     refused for its length must not spoil the next one.
     """
-    turns: list[Message] = []
-    for turn in history:
-        if turn.role == "user":
-            if turns and turns[-1].role == "user":
-                turns.pop()
-            turns.append(turn.as_message())
-        elif turn.content:
-            turns.append(turn.as_message())
-    return [*([Message("system", system)] if system.strip() else []), *turns]
+    told = [turn.as_message() for turn in history if turn.role == "user" or turn.content]
+    if asked is not None:
+        told.append(Message("user", asked))
+    answered = [
+        turn
+        for turn, following in zip(told, [*told[1:], None], strict=True)
+        if not (turn.role == "user" and following is not None and following.role == "user")
+    ]
+    return [*([Message("system", system)] if system.strip() else []), *answered]
 
 
 def _is_answering(message: StoredMessage) -> bool:

@@ -277,9 +277,17 @@ class Store:
         return [StoredMessage(**row) for row in self._all(query.order_by(_messages.c.position))]
 
     def add_messages(
-        self, conversation_id: str, turns: Sequence[tuple[Role, str, MessageState]]
+        self,
+        conversation_id: str,
+        turns: Sequence[tuple[Role, str, MessageState]],
+        *,
+        details: Mapping[str, Any] | None = None,
+        title: str | None = None,
     ) -> list[StoredMessage]:
-        """Append turns (role, content, state) in one transaction."""
+        """Append turns (role, content, state), the last with `details`, and set the title if given.
+
+        One transaction: each waits for the disk, and somebody waits for the first token.
+        """
         with self._engine.begin() as connection:
             last = connection.scalar(
                 sa.select(sa.func.max(_messages.c.position)).where(
@@ -295,7 +303,7 @@ class Store:
                     role=role,
                     content=content,
                     state=state,
-                    details={},
+                    details=dict(details or {}) if offset == len(turns) - 1 else {},
                 )
                 for offset, (role, content, state) in enumerate(turns)
             ]
@@ -305,7 +313,7 @@ class Store:
             connection.execute(
                 sa.update(_conversations)
                 .where(_conversations.c.conversation_id == conversation_id)
-                .values(updated_at=dt.datetime.now(dt.UTC))
+                .values(updated_at=dt.datetime.now(dt.UTC), **({} if title is None else {"title": title}))
             )
         return added
 
