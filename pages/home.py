@@ -58,7 +58,7 @@ def _what_is_missing(status: EngineStatus, here: machine.Machine) -> None:
             st.rerun()
     elif status.phase == "empty":
         st.info(
-            "No model is loaded. Load one in the sidebar; chats and runs wait for it.", icon=":material/info:"
+            "No model is loaded. Load one in the sidebar to chat, compare or run.", icon=":material/info:"
         )
     elif status.phase in ("loading", "restarting"):
         st.info(

@@ -3,7 +3,6 @@
 import csv
 import os
 import re
-import shutil
 import signal
 import socket
 import subprocess
@@ -16,8 +15,9 @@ import psutil
 import pytest
 from playwright.sync_api import Page, expect, sync_playwright
 
+from core.bootstrap import find_browser
+
 ROOT = Path(__file__).parents[1]
-BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
 pytestmark = [pytest.mark.engine, pytest.mark.browser]
 
 
@@ -71,9 +71,8 @@ def wait_until_served(address, process):
 
 @pytest.fixture(scope="module")
 def browser():
-    executable = next((found for name in BROWSERS if (found := shutil.which(name))), None)
     with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=executable, args=["--no-sandbox"])
+        browser = playwright.chromium.launch(executable_path=find_browser(), args=["--no-sandbox"])
         yield browser
         browser.close()
 
