@@ -42,7 +42,7 @@ def shoot(page: Page, folder: Path, name: str) -> None:
 
 def home(page: Page, folder: Path, url: str) -> None:
     page.goto(url)
-    page.get_by_test_id("stSidebar").get_by_text("KV cache").wait_for(timeout=WAIT_MS)
+    page.get_by_test_id("stSidebar").get_by_role("button", name="Unload").wait_for(timeout=WAIT_MS)
     shoot(page, folder, "home")
 
 

@@ -33,7 +33,8 @@ def open_page(**query):
 
 
 def texts(elements):
-    return " | ".join(str(element.value) for element in elements)
+    """What they show: Markdown's escapes of names from outside taken off."""
+    return " | ".join(str(element.value).replace("\\", "") for element in elements)
 
 
 def button(app, label):

@@ -90,7 +90,7 @@ def page(browser, app):
 
 def wait_for_engine(page: Page):
     expect(sidebar(page).get_by_text("SmolLM2-135M-Instruct").first).to_be_visible(timeout=240_000)
-    expect(sidebar(page).get_by_text("KV cache")).to_be_visible(timeout=240_000)
+    expect(sidebar(page).get_by_role("button", name="Unload")).to_be_visible(timeout=240_000)
 
 
 def stop_button(page: Page):

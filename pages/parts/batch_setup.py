@@ -13,6 +13,7 @@ from core.jobs import Staging
 from core.runs import Instructions, Run
 from core.store import new_id
 from pages.parts import session, table_preview
+from pages.parts.charts import counted
 from pages.parts.job_panel import choose_run, forget_run, header
 from pages.parts.markdown import plain_text
 from pages.parts.sampling_form import sampling_form
@@ -22,6 +23,7 @@ _EXAMPLE_TEMPLATE = (
     "Is this review of {{ product }} positive or negative? Answer with one word.\n\n{{ review }}"
 )
 _ENCODINGS = ("utf-8", "gb18030", "big5", "shift_jis", "euc_kr", "utf-16", "cp1252", "latin-1")
+_MAIN_PARAMETERS = ("temperature", "max_tokens", "seed")
 _DELIMITERS = {",": "comma", ";": "semicolon", "\t": "tab", "|": "pipe"}
 
 
@@ -62,7 +64,9 @@ def _show_staging() -> None:
     staging: Staging | None = st.session_state.get("staging")
     if staging is None:
         return
-    st.progress(min(staging.share, 1.0), f"Reading {plain_text(staging.name)}: {staging.rows:,} rows")
+    st.progress(
+        min(staging.share, 1.0), f"Reading {plain_text(staging.name)}: {counted(staging.rows, 'row')}"
+    )
     if not staging.future.done():
         return
     del st.session_state["staging"]
@@ -83,7 +87,7 @@ def draft(run: Run) -> None:
     table_preview.draw(run, info)
     _read_differently(run, info)
     st.subheader("Prompt")
-    left, right = st.columns([3, 2], gap="large")
+    left, right = st.columns([3, 1], gap="large")
     with left:
         template, system, answer_column = _prompt_form(run)
     with right:
@@ -94,7 +98,7 @@ def draft(run: Run) -> None:
     valid = params is not None and _keep(run, instructions)
     if valid:
         table_preview.rendered(run, info)
-    label = f"Run {spec.input.rows:,} rows"
+    label = f"Run {counted(spec.input.rows, 'row')}"
     if st.button(label, type="primary", icon=":material/play_arrow:", disabled=not valid):
         try:
             session.jobs().start(run.run_id)
@@ -162,7 +166,10 @@ def _params_form(run: Run) -> dict | None:
     info = session.runtime().status().info
     try:
         return sampling_form(
-            f"batch-{run.run_id}", info.generation_config if info else {}, initial=run.spec.params
+            f"batch-{run.run_id}",
+            info.generation_config if info else {},
+            initial=run.spec.params,
+            main=_MAIN_PARAMETERS,
         )
     except WorkbenchError as error:
         st.error(plain_text(str(error)))

@@ -41,6 +41,11 @@ def per_second(value: float | None) -> str:
     return f"{value:.2f}" if value < 1 else f"{value:.1f}" if value < 10 else f"{value:,.0f}"
 
 
+def counted(number: int, noun: str) -> str:
+    """1 row, 1,019 rows."""
+    return f"{number:,} {noun}" if number == 1 else f"{number:,} {noun}s"
+
+
 def gibibytes(size_bytes: int) -> str:
     """0.37 GiB, 4.0 GiB, 141 GiB."""
     size = size_bytes / 2**30

@@ -16,7 +16,7 @@ from core.batch import Progress
 from core.errors import RunBusy, WorkbenchError
 from core.runs import Run
 from pages.parts import session
-from pages.parts.charts import duration, per_second
+from pages.parts.charts import counted, duration, per_second
 from pages.parts.markdown import plain_text
 
 _PAGE_ROWS = 100
@@ -135,11 +135,13 @@ def _numbers(progress: Progress) -> None:
     cells[1].metric("Errors", f"{counts.errors:,}")
     cells[2].metric("Skipped", f"{counts.skipped:,}", help="Rows whose prompt was empty.")
     if progress.state == "running":
-        cells[3].metric("Output tokens/s", per_second(progress.output_tokens_per_s), help="In the last 30 s.")
+        cells[3].metric(
+            "Tokens/s", per_second(progress.output_tokens_per_s), help="Output tokens/s, last 30 s."
+        )
         cells[4].metric("Time left", duration(progress.eta_s), help="At the speed of the last 30 s.")
     else:
         rate = counts.output_tokens / progress.work_s if progress.work_s else None
-        cells[3].metric("Output tokens/s", per_second(rate), help="Over the whole time at work.")
+        cells[3].metric("Tokens/s", per_second(rate), help="Output tokens/s over the whole time at work.")
         cells[4].metric(
             "Time", duration(progress.work_s), help="Time at work; loading the engine is not counted."
         )
@@ -149,7 +151,7 @@ def _numbers(progress: Progress) -> None:
 
 def _offer_resume(run: Run, progress: Progress) -> None:
     left = progress.rows - progress.counts.done
-    if st.button(f"Resume: {left:,} rows to go", type="primary", icon=":material/play_arrow:"):
+    if st.button(f"Resume: {counted(left, 'row')} to go", type="primary", icon=":material/play_arrow:"):
         try:
             session.jobs().start(run.run_id)
         except WorkbenchError as error:
@@ -175,7 +177,7 @@ def _rate_chart(run: Run) -> None:
     figure.update_layout(
         height=220,
         margin={"l": 10, "r": 10, "t": 10, "b": 10},
-        xaxis={"title": "Seconds at work"},
+        xaxis={"title": "Seconds at work", "rangemode": "tozero"},
         yaxis={"title": "Output tokens/s", "rangemode": "tozero"},
         showlegend=False,
     )
@@ -185,7 +187,7 @@ def _rate_chart(run: Run) -> None:
 def _failures(run: Run, progress: Progress) -> None:
     if not progress.counts.errors:
         return
-    with st.expander(f"{progress.counts.errors:,} rows failed", icon=":material/error:"):
+    with st.expander(f"{counted(progress.counts.errors, 'row')} failed", icon=":material/error:"):
         for message, rows in run.errors():
             st.text(f"{rows:,} × {message}")
 
@@ -297,7 +299,9 @@ def earlier_runs() -> None:
         )
         state.caption(_STATES[record.state])
         rows.caption(
-            f"{record.done:,} of {record.rows:,} rows" if record.state != "draft" else f"{record.rows:,} rows"
+            f"{record.done:,} of {record.rows:,} rows"
+            if record.state != "draft"
+            else counted(record.rows, "row")
         )
         if button.button("Open", key=f"open-{record.run_id}", width="stretch"):
             choose_run(record.run_id)

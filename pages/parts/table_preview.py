@@ -10,6 +10,7 @@ from core.errors import EngineNotReady, WorkbenchError
 from core.requests import encode_chats
 from core.runs import Run
 from pages.parts import session
+from pages.parts.charts import counted
 from pages.parts.markdown import plain_text
 
 _ROWS = 50
@@ -18,7 +19,7 @@ _RENDERED = 3
 
 def draw(run: Run, info: tables.TableInfo) -> None:
     """Rows, columns with their types, notes and problems."""
-    facts = [f"{info.rows:,} rows", f"{len(info.columns)} columns", info.format.upper()]
+    facts = [counted(info.rows, "row"), counted(len(info.columns), "column"), info.format.upper()]
     facts += [info.encoding] if info.encoding else []
     facts += [f"sheet {info.sheet}"] if info.sheet else []
     st.caption(plain_text(" · ".join(facts)))
@@ -33,7 +34,9 @@ def draw(run: Run, info: tables.TableInfo) -> None:
     for note in info.notes:
         st.caption(plain_text(note))
     if info.problems:
-        with st.expander(f"{info.problems:,} rows can't be read; they stay in the table, marked as errors"):
+        with st.expander(
+            f"{counted(info.problems, 'row')} can't be used: kept in the table, marked as error"
+        ):
             for problem in run.problems():
                 st.text(problem)
 
