@@ -37,6 +37,7 @@ from core.types import Completion, Priority, Request
 _log = logging.getLogger(__name__)
 
 _FLUSH_S = 0.5
+_SAMPLE_S = 1.0
 _CHUNK_ROWS = 256
 _RATE_WINDOW_S = 30.0
 
@@ -59,11 +60,11 @@ class Progress:
 class BatchJob:
     """One stretch of work on one run, on the runtime's loop; its numbers are read from any thread."""
 
-    def __init__(self, run: Run, runtime: Runtime, store: Store) -> None:
+    def __init__(self, run: Run, runtime: Runtime, store: Store, counts: Counts) -> None:
         self.run = run
         self.state: RunState = "queued"
         self.message = ""
-        self.counts = Counts()
+        self.counts = counts
         self.generated = 0
         self.rows = run.spec.input.rows
         self._runtime = runtime
@@ -81,6 +82,7 @@ class BatchJob:
         self._task: asyncio.Task[Any] | None = None
         self._stopping = False
         self._flushing = asyncio.Lock()
+        self._sampled = 0.0
         self._reader = concurrent.futures.ThreadPoolExecutor(1, f"read-{run.run_id}")
         self._writer = concurrent.futures.ThreadPoolExecutor(1, f"write-{run.run_id}")
 
@@ -101,6 +103,8 @@ class BatchJob:
             rate = (recent[-1][2] - recent[0][2]) / seconds
             rows_per_s = (recent[-1][1] - recent[0][1]) / seconds
             eta = (self.rows - self.counts.done) / rows_per_s if rows_per_s else None
+        if not rate and self.state == "running":  # rows on their way, none at its end yet
+            rate = self._runtime.status().output_tokens_per_s
         return Progress(
             run_id=self.run.run_id,
             state=self.state,
@@ -265,13 +269,17 @@ class BatchJob:
             now = time.monotonic()
             recent = (*self._recent, (now, counts.done, self._session_tokens[1]))
             self._recent = tuple(sample for sample in recent if now - sample[0] <= _RATE_WINDOW_S)
-            if batch:
+            if batch or now - self._sampled >= _SAMPLE_S:
+                self._sampled = now
                 loop = asyncio.get_running_loop()
                 await loop.run_in_executor(self._writer, self._write, writer, batch, counts)
 
     def _write(self, writer: duckdb.DuckDBPyConnection, batch: list[Result], counts: Counts) -> None:
-        usage = self._runtime.status().stats.kv_cache_usage
-        results.append(writer, batch, (self._earlier_s + self.work_s, counts.done, self._last_rate(), usage))
+        status = self._runtime.status()
+        # the engine counts tokens as they come, we whole answers: ours serves where the engine says nothing
+        rate = status.output_tokens_per_s or self._last_rate()
+        work_s = self._earlier_s + self.work_s
+        results.append(writer, batch, (work_s, counts.done, rate, status.stats.kv_cache_usage))
         self.counts = counts
         self._publish()
 

@@ -95,14 +95,14 @@ class Jobs:
         with self._lock:
             if run_id in self._jobs and not self._jobs[run_id][1].done():
                 return
-            record = self._store.run(run_id)
             run = self.open(run_id)
-            if record and record.state in ("running", "queued"):
+            record = self._store.run(run_id)
+            if record.state in ("running", "queued"):
                 raise RunBusy(
                     f"Run {run_id} is at work in process {record.owner_pid}.", hint="Stop it there first."
                 )
             run.recipe()
-            job = BatchJob(run, self._runtime, self._store)
+            job = BatchJob(run, self._runtime, self._store, _counts(record))
             self._jobs[run_id] = (job, self._runtime.spawn(job.work(self._turn)))
 
     def stop(self, run_id: str) -> None:
@@ -158,3 +158,7 @@ class Jobs:
             self._stop(run_id, "interrupted", "The workbench was closed; resume goes on from here.")
         for run_id in list(self._jobs):
             self.wait(run_id, timeout_s=10)
+
+
+def _counts(record: RunRecord) -> Counts:
+    return Counts(record.ok, record.errors, record.skipped, record.prompt_tokens, record.output_tokens)
