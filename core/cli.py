@@ -5,7 +5,9 @@ from __future__ import annotations
 import json
 import signal
 import sys
+import tempfile
 import time
+import traceback
 from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any, NoReturn
@@ -48,6 +50,10 @@ def main() -> None:
         _fail(error, code=1)
     except OSError as error:
         _fail(error, code=1)
+    except Exception:
+        with tempfile.NamedTemporaryFile("w", prefix="workbench-error-", suffix=".log", delete=False) as file:
+            traceback.print_exc(file=file)
+        _fail(WorkbenchError("An unexpected error.", hint=f"Please report it, with {file.name}."), code=1)
 
 
 def _terminate(signum: int, frame: Any) -> NoReturn:

@@ -181,6 +181,10 @@ class Run:
             shutil.rmtree(run.folder, ignore_errors=True)
             if isinstance(error, TableError) and name:  # an upload lies under a name of our own
                 error.message = error.message.replace(source.name, name)
+            if isinstance(error, duckdb.Error):
+                raise RunError(
+                    f"{name or source.name} can't be kept in {runs_dir}: {error}.", hint="Is the disk full?"
+                ) from error
             raise
         return run
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict
@@ -131,7 +132,8 @@ def stage_file(
         con.execute("INSERT INTO input_info VALUES (?)", [json.dumps(asdict(found))])
         con.execute("COMMIT")
     except BaseException:
-        con.execute("ROLLBACK")
+        with contextlib.suppress(duckdb.Error):  # a commit that failed, on a full disk say, has rolled back
+            con.execute("ROLLBACK")
         raise
     return found
 
