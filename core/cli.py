@@ -69,10 +69,13 @@ def _say(text: str) -> None:
     print(text, file=sys.stderr, flush=True)
 
 
-@app.command()
+@app.command(short_help="Run a model over every row of a table.")
 def batch(
     input: Annotated[
-        Path | None, typer.Argument(help="The table: CSV, TSV, JSONL, Parquet or XLSX.", show_default=False)
+        Path | None,
+        typer.Argument(
+            metavar="INPUT", help="The table: CSV, TSV, JSONL, Parquet or XLSX.", show_default=False
+        ),
     ] = None,
     output: Annotated[
         Path | None, typer.Option("-o", "--output", help="Where to write; the ending gives the format.")
@@ -85,7 +88,9 @@ def batch(
     system: Annotated[str, typer.Option(help="System prompt; may use columns too.", show_default=False)] = "",
     param: Annotated[
         list[str] | None,
-        typer.Option(help="A sampling parameter, name=value; repeatable; see `core params`."),
+        typer.Option(
+            metavar="NAME=VALUE", help="A sampling parameter; repeatable. `python -m core params` lists them."
+        ),
     ] = None,
     seed: Annotated[int | None, typer.Option(help="The same as --param seed=N.")] = None,
     limit: Annotated[int | None, typer.Option(min=1, help="Only the first N rows.")] = None,

@@ -264,15 +264,17 @@ class Run:
         while True:
             try:
                 return duckdb.connect(path, config=_DUCKDB)
-            except duckdb.IOException as error:
-                if "lock" not in str(error).lower():
+            except duckdb.Error as error:
+                said = str(error).lower()
+                # another process has the file, or a thread of ours is just closing it
+                if "lock" not in said and "already attached" not in said:
                     raise RunError(f"{path} can't be opened: {error}.", hint="Is the disk full?") from error
-                if time.monotonic() > give_up:  # a page of another process may just be looking
+                if time.monotonic() > give_up:
                     raise RunBusy(
                         f"Run {self.run_id} is in use by another process.",
                         hint="Wait until it is done, or stop it.",
                     ) from error
-                time.sleep(0.1)
+                time.sleep(0.05)
 
     def info(self) -> tables.TableInfo:
         with self.connect() as connection:

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
+import streamlit as st
+from streamlit.runtime.pages_manager import PagesManager
 
 from core import embedded
 from core.runtime import Runtime
 from core.settings import Settings, load_settings
+from core.store import Store
 from core.types import EngineSpec
+from pages.parts import session
 
 
 @pytest.fixture
@@ -28,6 +33,58 @@ def scripted_runtime(settings: Settings) -> Iterator[Runtime]:
     runtime.wait_ready(10)
     yield runtime
     runtime.close()
+
+
+@pytest.fixture
+def make_scripted_runtime(tmp_path: Path) -> Iterator[Callable[..., Runtime]]:
+    """Makes runtimes of the scripted engine, each with a workspace of its own; takes Settings' fields."""
+    made: list[Runtime] = []
+
+    def make(**values: Any) -> Runtime:
+        settings = Settings(home=tmp_path / f"home{len(made)}", engine="scripted", **values)
+        for folder in (settings.runs_dir, settings.models_dir, settings.logs_dir, settings.uploads_dir):
+            folder.mkdir(parents=True)
+        runtime = Runtime(settings)
+        made.append(runtime)
+        runtime.load()
+        runtime.wait_ready(20)
+        return runtime
+
+    yield make
+    for runtime in made:
+        runtime.close()
+
+
+@pytest.fixture
+def runtime(make_scripted_runtime: Callable[..., Runtime]) -> Runtime:
+    """Scripted, 100 tokens a second: slow enough to be caught in the middle."""
+    return make_scripted_runtime(scripted_tokens_per_s=100.0)
+
+
+@pytest.fixture
+def store(settings: Settings) -> Iterator[Store]:
+    """The catalogue of the test's own workspace."""
+    store = Store(settings.catalogue_path)
+    yield store
+    store.close()
+
+
+@pytest.fixture
+def workspace(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> Iterator[Settings]:
+    """The pages with the scripted engine: nothing cached before, everything closed after."""
+    monkeypatch.setenv("WORKBENCH_ENGINE", "scripted")
+    make = PagesManager.__init__
+
+    def make_for_navigation(self: PagesManager, *args: Any, **kwargs: Any) -> None:
+        """AppTest undoes what Home.py says when it is served: pages are run by st.navigation, not alone."""
+        make(self, *args, **kwargs)
+        PagesManager.uses_pages_directory = False
+
+    monkeypatch.setattr(PagesManager, "__init__", make_for_navigation)
+    st.cache_resource.clear()
+    yield settings
+    session.close()
+    st.cache_resource.clear()
 
 
 @pytest.fixture(scope="session")

@@ -5,11 +5,11 @@ import json
 import os
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import psutil
 import pytest
+from waiting import until
 
 from core.jobs import Jobs
 from core.runs import Instructions
@@ -61,16 +61,9 @@ def long_run(jobs, tmp_path):
     return run
 
 
-def wait_until(condition, timeout_s=60):
-    deadline = time.monotonic() + timeout_s
-    while not condition():
-        assert time.monotonic() < deadline, "it did not happen in time"
-        time.sleep(0.05)
-
-
 def test_stop_aborts_the_requests_in_the_engine(jobs, engine_runtime, tmp_path):
     run = long_run(jobs, tmp_path)
-    wait_until(lambda: engine_runtime.status().stats.running >= 16)
+    until(lambda: engine_runtime.status().stats.running >= 16)
     jobs.stop(run.run_id)
     progress = jobs.wait(run.run_id, timeout_s=20)
     assert progress.state == "stopped"
@@ -78,13 +71,13 @@ def test_stop_aborts_the_requests_in_the_engine(jobs, engine_runtime, tmp_path):
     # the engine reports a step late: what it is asked next shows that the slots are free
     request = Request(id="after-stop", prompt="Hello", params={"max_tokens": 2})
     engine_runtime.run(engine_runtime.engine.complete(request))
-    wait_until(lambda: engine_runtime.status().stats.running == 0, timeout_s=10)
+    until(lambda: engine_runtime.status().stats.running == 0, timeout_s=10)
     jobs.delete(run.run_id)
 
 
 def test_a_chat_is_answered_while_a_batch_fills_the_engine(jobs, engine_runtime, tmp_path):
     run = long_run(jobs, tmp_path)
-    wait_until(lambda: engine_runtime.status().stats.running >= 32)
+    until(lambda: engine_runtime.status().stats.running >= 32)
     request = Request(id="chat-meanwhile", prompt="Hello", params={"max_tokens": 4})
     completion = engine_runtime.run(engine_runtime.engine.complete(request))
     assert completion.output_tokens > 0
@@ -111,7 +104,7 @@ def test_kill_9_leaves_no_engine_and_resume_gives_every_row_once(engine_spec, tm
         cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL,
     )  # fmt: skip
     try:
-        wait_until(lambda: done_rows(home) >= 4, timeout_s=200)
+        until(lambda: done_rows(home) >= 4, timeout_s=200)
         children = psutil.Process(process.pid).children(recursive=True)
         assert any("EngineCore" in " ".join(child.cmdline()) for child in children)
     finally:

@@ -3,8 +3,6 @@
 import time
 from pathlib import Path
 
-import pytest
-import streamlit as st
 from streamlit.testing.v1 import AppTest
 
 from core.runs import Instructions
@@ -12,16 +10,6 @@ from pages.parts import session
 
 HOME = Path(__file__).parents[1] / "Home.py"
 CSV = "id,text\n007,good film\n008,bad film\n009,\n"
-
-
-@pytest.fixture
-def workbench(settings, monkeypatch):
-    """Pages of a workspace of its own, with the scripted engine; gives the settings."""
-    monkeypatch.setenv("WORKBENCH_ENGINE", "scripted")
-    st.cache_resource.clear()
-    yield settings
-    session.close()
-    st.cache_resource.clear()
 
 
 def open_page(**query):
@@ -56,7 +44,7 @@ def settle(app, condition):
         app.run()
 
 
-def test_an_uploaded_table_becomes_a_draft_and_then_answers(workbench):
+def test_an_uploaded_table_becomes_a_draft_and_then_answers(workspace):
     app = open_page()
     app.file_uploader[0].upload("films.csv", CSV.encode(), "text/csv").run()
     settle(app, lambda app: "run" in app.query_params)
@@ -69,10 +57,10 @@ def test_an_uploaded_table_becomes_a_draft_and_then_answers(workbench):
     settle(app, lambda app: len(app.dataframe) == 1 and "answer" in app.dataframe[0].value)
     assert list(app.dataframe[0].value["answer_status"]) == ["ok", "ok", "ok"]
     assert not app.exception
-    assert not list(workbench.uploads_dir.iterdir())
+    assert not list(workspace.uploads_dir.iterdir())
 
 
-def test_the_example_table_is_one_click_away_and_needs_no_edit(workbench):
+def test_the_example_table_is_one_click_away_and_needs_no_edit(workspace):
     app = open_page()
     button(app, "Use the example table").click().run()
     settle(app, lambda app: "run" in app.query_params)
@@ -82,7 +70,7 @@ def test_the_example_table_is_one_click_away_and_needs_no_edit(workbench):
     assert not app.error
 
 
-def test_an_unknown_column_is_said_at_once_and_blocks_the_start(workbench, tmp_path):
+def test_an_unknown_column_is_said_at_once_and_blocks_the_start(workspace, tmp_path):
     app = open_page(run=stage_through_page(tmp_path).run_id)
     app.text_area[0].set_value("{{ txt }}").run()
     assert "'txt'" in texts(app.error)
@@ -95,21 +83,21 @@ def stage_through_page(tmp_path, instructions=None):
     return stage(CSV, tmp_path, instructions)
 
 
-def test_a_clashing_answer_column_blocks_the_start(workbench, tmp_path):
+def test_a_clashing_answer_column_blocks_the_start(workspace, tmp_path):
     app = open_page(run=stage_through_page(tmp_path).run_id)
     app.text_input[0].set_value("text").run()
     assert "already has a column 'text'" in texts(app.error)
     assert button(app, "Run 3 rows").disabled
 
 
-def test_a_draft_keeps_its_prompt_over_a_refresh(workbench, tmp_path):
+def test_a_draft_keeps_its_prompt_over_a_refresh(workspace, tmp_path):
     run = stage_through_page(tmp_path)
     app = open_page(run=run.run_id)
     app.text_area[0].set_value("Judge: {{ text }}").run()
     assert open_page(run=run.run_id).text_area[0].value == "Judge: {{ text }}"
 
 
-def test_a_broken_file_is_explained_without_a_traceback(workbench):
+def test_a_broken_file_is_explained_without_a_traceback(workspace):
     app = open_page()
     app.file_uploader[0].upload("broken.csv", b"", "text/csv").run()
     settle(app, lambda app: app.error)
@@ -118,7 +106,7 @@ def test_a_broken_file_is_explained_without_a_traceback(workbench):
     assert not app.exception
 
 
-def test_an_interrupted_run_offers_to_go_on_and_does(workbench, tmp_path):
+def test_an_interrupted_run_offers_to_go_on_and_does(workspace, tmp_path):
     run = stage_through_page(tmp_path, Instructions(template="{{ text }}"))
     session.store().update_run(run.run_id, state="running", owner_pid=2**22 + 1, owner_started=1.0)
     app = open_page(run=run.run_id)
@@ -133,13 +121,13 @@ def finished(run):
     return session.jobs().progress(run.run_id).state == "finished"
 
 
-def test_a_run_that_is_not_there_is_said_so(workbench):
+def test_a_run_that_is_not_there_is_said_so(workspace):
     app = open_page(run="20200101-000000-abcdef")
     assert "no run" in texts(app.error)
     assert not app.exception
 
 
-def test_earlier_runs_are_listed_and_open(workbench, tmp_path):
+def test_earlier_runs_are_listed_and_open(workspace, tmp_path):
     run = stage_through_page(tmp_path)
     app = open_page()
     button(app, "Open").click().run()

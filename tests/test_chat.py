@@ -7,6 +7,7 @@ from dataclasses import replace
 
 import psutil
 import pytest
+from waiting import until
 
 from core.chat import Chats, title_of
 from core.chat_templates import fit
@@ -14,27 +15,9 @@ from core.engines import scripted
 from core.engines.scripted import ScriptedEngine
 from core.errors import EngineDied, RequestRejected, WorkbenchError
 from core.runtime import Runtime
-from core.store import Store
 from core.types import EngineSpec, Message
 
 ENDLESS = {"ignore_eos": True, "max_tokens": 8000}
-
-
-@pytest.fixture
-def store(settings):
-    store = Store(settings.catalogue_path)
-    yield store
-    store.close()
-
-
-@pytest.fixture
-def runtime(settings):
-    """Scripted, 100 tokens a second: slow enough to be caught in the middle."""
-    runtime = Runtime(settings.model_copy(update={"scripted_tokens_per_s": 100.0}))
-    runtime.load(EngineSpec(engine="scripted"))
-    runtime.wait_ready(10)
-    yield runtime
-    runtime.close()
 
 
 @pytest.fixture
@@ -42,17 +25,6 @@ def chats(runtime, store):
     chats = Chats(runtime, store)
     yield chats
     chats.close()
-
-
-def until(condition, timeout_s=20.0):
-    """Wait for `condition` to give something true, and return it."""
-    end = time.monotonic() + timeout_s
-    while time.monotonic() < end:
-        result = condition()
-        if result:
-            return result
-        time.sleep(0.01)
-    raise AssertionError("it did not happen in time")
 
 
 def begin(store, **values):

@@ -1,14 +1,10 @@
 """One prompt under several parameter sets: streamed together, kept, stopped, reopened."""
 
-import time
-
 import pytest
+from waiting import until
 
 from core.compare import Comparisons, ParameterSet
 from core.errors import WorkbenchError
-from core.runtime import Runtime
-from core.store import Store
-from core.types import EngineSpec
 
 ENDLESS = {"ignore_eos": True, "max_tokens": 8000}
 SETS = [
@@ -18,36 +14,10 @@ SETS = [
 
 
 @pytest.fixture
-def store(settings):
-    store = Store(settings.catalogue_path)
-    yield store
-    store.close()
-
-
-@pytest.fixture
-def runtime(settings):
-    runtime = Runtime(settings.model_copy(update={"scripted_tokens_per_s": 100.0}))
-    runtime.load(EngineSpec(engine="scripted"))
-    runtime.wait_ready(10)
-    yield runtime
-    runtime.close()
-
-
-@pytest.fixture
 def comparisons(runtime, store):
     comparisons = Comparisons(runtime, store)
     yield comparisons
     comparisons.close()
-
-
-def until(condition, timeout_s=20.0):
-    end = time.monotonic() + timeout_s
-    while time.monotonic() < end:
-        result = condition()
-        if result:
-            return result
-        time.sleep(0.01)
-    raise AssertionError("it did not happen in time")
 
 
 def ended(comparisons, comparison_id):

@@ -1,41 +1,20 @@
 """Batch runs through the scripted engine: every row ends once, with its cause, whatever happens."""
 
+import concurrent.futures
 import csv
 import json
-import time
 from dataclasses import replace
 
 import pyarrow.parquet as pq
 import pytest
+from waiting import until
 
 from core import results
 from core.errors import ParameterError, RunError, RunNotFound, TableError, UnknownColumn
 from core.jobs import Jobs
 from core.runs import Instructions, Run
-from core.runtime import Runtime
-from core.settings import Settings
 from core.store import Store
 from core.types import EngineSpec
-
-
-@pytest.fixture
-def make_scripted_runtime(tmp_path):
-    """Runtimes of the scripted engine, each with a workspace of its own."""
-    made = []
-
-    def make(**settings):
-        home = tmp_path / f"home{len(made)}"
-        for folder in ("runs", "models", "logs"):
-            (home / folder).mkdir(parents=True)
-        runtime = Runtime(Settings(home=home, engine="scripted", **settings))
-        made.append(runtime)
-        runtime.load()
-        runtime.wait_ready(20)
-        return runtime
-
-    yield make
-    for runtime in made:
-        runtime.close()
 
 
 @pytest.fixture
@@ -167,7 +146,7 @@ def test_stop_keeps_what_is_done_and_resume_does_only_the_rest(make_scripted_run
     jobs = Jobs(runtime, store)
     run = jobs.stage(table, instructions=Instructions(template="Say {{ text }}"))
     jobs.start(run.run_id)
-    wait_until(lambda: jobs.progress(run.run_id).counts.done >= 4)
+    until(lambda: jobs.progress(run.run_id).counts.done >= 4)
     jobs.stop(run.run_id)
     stopped = jobs.wait(run.run_id, timeout_s=20)
     assert stopped.state == "stopped"
@@ -193,20 +172,13 @@ def test_stop_keeps_what_is_done_and_resume_does_only_the_rest(make_scripted_run
     store.close()
 
 
-def wait_until(condition, timeout_s=20):
-    deadline = time.monotonic() + timeout_s
-    while not condition():
-        assert time.monotonic() < deadline, "it did not happen in time"
-        time.sleep(0.02)
-
-
 def test_closing_the_workbench_leaves_a_run_that_offers_resume(make_scripted_runtime, table):
     runtime = make_scripted_runtime(scripted_tokens_per_s=20, max_num_seqs=2)
     store = Store(runtime.settings.catalogue_path)
     jobs = Jobs(runtime, store)
     run = jobs.stage(table, instructions=Instructions(template="Say {{ text }}"))
     jobs.start(run.run_id)
-    wait_until(lambda: jobs.progress(run.run_id).counts.done > 0)
+    until(lambda: jobs.progress(run.run_id).counts.done > 0)
     jobs.close()
     record = store.run(run.run_id)
     assert record.state == "interrupted"
@@ -286,6 +258,14 @@ def test_an_answer_that_looks_like_a_formula_is_guarded_but_the_files_own_cells_
     assert read_csv(tmp_path / "safe.csv")[0]["text"] == "=1+1"
     assert read_csv(tmp_path / "safe.csv")[0]["answer"] == "'=HYPERLINK(1)"
     assert read_csv(tmp_path / "raw.csv")[0]["answer"] == "=HYPERLINK(1)"
+
+
+def test_a_page_may_look_while_a_job_opens_and_closes_the_run(jobs, table):
+    """DuckDB said "already attached" when one thread opened a file that another was just closing."""
+    run = jobs.stage(table)
+    with concurrent.futures.ThreadPoolExecutor(6) as threads:
+        looks = [threads.submit(run.counts) for _look in range(600)]
+    assert {look.result().done for look in looks} == {0}
 
 
 @pytest.mark.parametrize("run_id", ["nothing", "../runs", "", ".", "a/b"])

@@ -4,8 +4,6 @@ import time
 from pathlib import Path
 
 import pytest
-import streamlit as st
-from streamlit.runtime.pages_manager import PagesManager
 from streamlit.testing.v1 import AppTest
 
 from core.errors import EngineLoadError, EngineUnavailable
@@ -14,24 +12,6 @@ from pages.parts import session
 from pages.parts.charts import duration, gibibytes, per_second, spark
 
 HOME = str(Path(__file__).parents[1] / "Home.py")
-
-
-@pytest.fixture
-def workspace(settings, monkeypatch):
-    """An app of its own: nothing cached before, everything closed after."""
-    monkeypatch.setenv("WORKBENCH_ENGINE", "scripted")
-    make = PagesManager.__init__
-
-    def make_for_navigation(self, *args, **kwargs):
-        """AppTest undoes what Home.py says when it is served: pages are run by st.navigation, not alone."""
-        make(self, *args, **kwargs)
-        PagesManager.uses_pages_directory = False
-
-    monkeypatch.setattr(PagesManager, "__init__", make_for_navigation)
-    st.cache_resource.clear()
-    yield settings
-    session.close()
-    st.cache_resource.clear()
 
 
 @pytest.fixture
@@ -290,6 +270,7 @@ def test_reset_brings_the_defaults_back(app):
 
 
 def form_with_model_defaults():
+
     import streamlit as st
 
     from pages.parts.sampling_form import sampling_form
