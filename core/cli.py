@@ -15,6 +15,7 @@ from typing import Annotated, Any, NoReturn
 import typer
 
 from core import embedded, sampling, tables
+from core.batch import Progress
 from core.errors import ParameterError, WorkbenchError
 from core.jobs import Jobs
 from core.runs import Instructions, Run
@@ -222,8 +223,9 @@ class _Session:
         counts = run.counts()
         if counts.done < run.spec.input.rows:
             self.jobs.start(run.run_id)
-            self._watch(run, output)
-        progress = self.jobs.progress(run.run_id)
+            progress = self._watch(run, output)
+        else:
+            progress = self.jobs.progress(run.run_id)
         if progress.state == "failed":
             hint = f"Go on with: {_resume_line(run, output)}"
             raise WorkbenchError(f"Run {run.run_id} could not go on: {progress.message}", hint=hint)
@@ -251,8 +253,8 @@ class _Session:
         )
         return summary
 
-    def _watch(self, run: Run, output: Path) -> None:
-        """Show the progress until the work has ended."""
+    def _watch(self, run: Run, output: Path) -> Progress:
+        """Show the progress until the work has ended, and give how it ended."""
         terminal = sys.stderr.isatty()
         every_s = _TERMINAL_EVERY_S if terminal else _LOG_EVERY_S
         shown = time.monotonic()
@@ -260,8 +262,7 @@ class _Session:
         try:
             while True:
                 try:
-                    self.jobs.wait(run.run_id, timeout_s=0.2)
-                    break
+                    return self.jobs.wait(run.run_id, timeout_s=0.2)
                 except TimeoutError:
                     status = self.runtime.status()
                     if status.phase != "ready" and status.stage != stage:
@@ -282,7 +283,7 @@ def _resume_line(run: Run, output: Path) -> str:
     return f"python -m core batch --resume {run.run_id} -o {output}"
 
 
-def _progress_line(progress: Any) -> str:
+def _progress_line(progress: Progress) -> str:
     rate = f", {progress.output_tokens_per_s:,.0f} tokens/s" if progress.output_tokens_per_s else ""
     eta = f", about {progress.eta_s:,.0f} s left" if progress.eta_s is not None else ""
     errors = f", {progress.counts.errors:,} errors" if progress.counts.errors else ""

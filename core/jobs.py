@@ -17,6 +17,8 @@ from core.runs import Run
 from core.runtime import Runtime
 from core.store import RunRecord, RunState, Store
 
+_CLOSE_PATIENCE_S = 10.0
+
 
 class Staging:
     """A file being read in the background: `rows` and `share` (0 to 1) so far, `future` gives the run."""
@@ -67,8 +69,8 @@ class Jobs:
         return staging
 
     def is_here(self, run_id: str) -> bool:
-        """Whether this process works, or worked, on the run."""
-        return run_id in self._jobs
+        """Whether this process works on the run, or has it in its queue."""
+        return run_id in self._jobs and not self._jobs[run_id][1].done()
 
     def open(self, run_id: str) -> Run:
         """Raises RunNotFound. A folder copied from elsewhere joins the catalogue here."""
@@ -93,7 +95,7 @@ class Jobs:
     def start(self, run_id: str) -> None:
         """Do the run's pending rows, now or when its turn comes. Raises RunNotFound, RunBusy, RunError."""
         with self._lock:
-            if run_id in self._jobs and not self._jobs[run_id][1].done():
+            if self.is_here(run_id):
                 return
             run = self.open(run_id)
             record = self._store.run(run_id)
@@ -111,7 +113,7 @@ class Jobs:
 
     def _stop(self, run_id: str, state: RunState, message: str) -> None:
         with self._lock:
-            if run_id in self._jobs and not self._jobs[run_id][1].done():
+            if self.is_here(run_id):
                 # not future.cancel(): that would call it done before its last answers are kept
                 self._runtime.spawn(self._jobs[run_id][0].stop(state, message))
 
@@ -122,8 +124,8 @@ class Jobs:
         return job.progress()
 
     def progress(self, run_id: str) -> Progress:
-        """Of a run of this process from memory, of any other from the catalogue. Raises RunNotFound."""
-        if run_id in self._jobs:
+        """Of a run at work here from memory, of any other from the catalogue. Raises RunNotFound."""
+        if self.is_here(run_id):
             return self._jobs[run_id][0].progress()
         record = self._store.run(run_id)
         if record is None:
@@ -133,9 +135,7 @@ class Jobs:
             run_id=run_id,
             state=record.state,
             rows=record.rows,
-            counts=Counts(
-                record.ok, record.errors, record.skipped, record.prompt_tokens, record.output_tokens
-            ),
+            counts=_counts(record),
             generated=0,
             work_s=record.wall_s,
             output_tokens_per_s=record.output_tokens / record.wall_s if record.wall_s else None,
@@ -156,8 +156,7 @@ class Jobs:
         self._stagers.shutdown(wait=False, cancel_futures=True)
         for run_id in list(self._jobs):
             self._stop(run_id, "interrupted", "The workbench was closed; resume goes on from here.")
-        for run_id in list(self._jobs):
-            self.wait(run_id, timeout_s=10)
+        concurrent.futures.wait([future for _job, future in self._jobs.values()], timeout=_CLOSE_PATIENCE_S)
 
 
 def _counts(record: RunRecord) -> Counts:

@@ -172,6 +172,22 @@ def test_stop_keeps_what_is_done_and_resume_does_only_the_rest(make_scripted_run
     store.close()
 
 
+def test_a_run_that_another_process_took_further_is_shown_as_it_is_now(make_scripted_runtime, table):
+    here = make_scripted_runtime(scripted_tokens_per_s=30, max_num_seqs=2)
+    store = Store(here.settings.catalogue_path)
+    jobs = Jobs(here, store)
+    run = jobs.stage(table, instructions=Instructions(template="Say {{ text }}"))
+    jobs.start(run.run_id)
+    until(lambda: jobs.progress(run.run_id).counts.done > 0)
+    jobs.stop(run.run_id)
+    assert jobs.wait(run.run_id, timeout_s=20).state == "stopped"
+    store.update_run(run.run_id, state="finished", ok=40)
+    assert jobs.progress(run.run_id).state == "finished"
+    assert jobs.progress(run.run_id).counts.done == 40
+    jobs.close()
+    store.close()
+
+
 def test_closing_the_workbench_leaves_a_run_that_offers_resume(make_scripted_runtime, table):
     runtime = make_scripted_runtime(scripted_tokens_per_s=20, max_num_seqs=2)
     store = Store(runtime.settings.catalogue_path)
