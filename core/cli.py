@@ -198,7 +198,7 @@ class _Session:
         if large:  # reading takes as long as the load: do both at once
             self.runtime.load(instructions.engine)
         run = self.jobs.stage(input, options=options, limit=limit, instructions=instructions)
-        _say(f"run {run.run_id}: {run.spec.input.rows:,} rows from {input.name}")
+        _say(f"run {run.run_id}: {input.name}, rows: {run.spec.input.rows:,}")
         for note in run.info().notes:
             _say(f"note: {note}")
         if not large:
