@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import concurrent.futures
+import shutil
 import threading
+import time
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -18,6 +20,7 @@ from core.runtime import Runtime
 from core.store import RunRecord, RunState, Store
 
 _CLOSE_PATIENCE_S = 10.0
+_LEFT_BEHIND_S = 24 * 3600.0
 
 
 class Staging:
@@ -150,6 +153,17 @@ class Jobs:
         self.open(run_id).delete()
         self._store.delete_run(run_id)
         self._jobs.pop(run_id, None)
+
+    def sweep(self) -> None:
+        """Remove uploads and half-staged folders that were left behind over a day ago.
+
+        A staged table has its data in its run; the uploaded file only serves to read it differently.
+        """
+        settings = self._runtime.settings
+        unfinished = [entry for entry in settings.runs_dir.iterdir() if not (entry / "run.json").exists()]
+        for entry in [*settings.uploads_dir.iterdir(), *unfinished]:
+            if time.time() - entry.stat().st_mtime > _LEFT_BEHIND_S:
+                shutil.rmtree(entry) if entry.is_dir() else entry.unlink()
 
     def close(self) -> None:
         """Stop everything and wait until it is kept."""

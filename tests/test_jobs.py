@@ -3,6 +3,8 @@
 import concurrent.futures
 import csv
 import json
+import os
+import time
 from dataclasses import replace
 
 import pyarrow.parquet as pq
@@ -303,6 +305,27 @@ def test_delete_removes_folder_and_entry(jobs, table):
     assert not run.folder.exists()
     with pytest.raises(RunNotFound):
         Run.open(run.folder.parent, run.run_id)
+
+
+def test_what_was_left_behind_is_swept_and_nothing_else(table, make_scripted_runtime):
+    runtime = make_scripted_runtime()
+    settings = runtime.settings
+    old_upload, new_upload = settings.uploads_dir / "old.csv", settings.uploads_dir / "new.csv"
+    half, young_half = settings.runs_dir / "half", settings.runs_dir / "young"
+    for folder in (half, young_half):
+        folder.mkdir()
+        (folder / "run.duckdb").write_bytes(b"half")
+    for upload in (old_upload, new_upload):
+        upload.write_text("a,b\n1,2\n")
+    draft = Run.stage(settings.runs_dir, table)
+    two_days_ago = time.time() - 2 * 86_400
+    for path in (old_upload, half, draft.folder):
+        os.utime(path, (two_days_ago, two_days_ago))
+    store = Store(settings.catalogue_path)
+    Jobs(runtime, store).sweep()
+    assert [path.name for path in settings.uploads_dir.iterdir()] == ["new.csv"]
+    assert {path.name for path in settings.runs_dir.iterdir()} == {"young", draft.run_id}
+    store.close()
 
 
 def test_progress_is_sampled_for_the_chart(make_scripted_runtime, table):

@@ -59,7 +59,9 @@ def comparisons() -> Comparisons:
 def jobs() -> Jobs:
     from core.jobs import Jobs
 
-    return _opened().setdefault("jobs", Jobs(runtime(), store()))
+    opened = _opened().setdefault("jobs", Jobs(runtime(), store()))
+    opened.sweep()
+    return opened
 
 
 def close() -> None:
