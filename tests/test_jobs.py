@@ -1,5 +1,6 @@
 """Batch runs through the scripted engine: every row ends once, with its cause, whatever happens."""
 
+import asyncio
 import concurrent.futures
 import csv
 import json
@@ -12,7 +13,9 @@ import pytest
 from waiting import until
 
 from core import results
-from core.errors import ParameterError, RunError, RunNotFound, TableError, UnknownColumn
+from core.engines import scripted, watch
+from core.engines.scripted import ScriptedEngine
+from core.errors import EngineDied, ParameterError, RunError, RunNotFound, TableError, UnknownColumn
 from core.jobs import Jobs
 from core.runs import Instructions, Run
 from core.store import Store
@@ -305,6 +308,67 @@ def test_delete_removes_folder_and_entry(jobs, table):
     assert not run.folder.exists()
     with pytest.raises(RunNotFound):
         Run.open(run.folder.parent, run.run_id)
+
+
+class Killed(ScriptedEngine):
+    """Dies of one prompt, and with it everything in flight, as a real engine's process does."""
+
+    def __init__(self, *args, **kwargs):
+        super().__init__(*args, **kwargs)
+        self.dead = False
+
+    async def complete(self, request):
+        if "poison" in self.decode(request.prompt):
+            await asyncio.sleep(0.02)
+            self.dead = True
+        completion = await super().complete(request)
+        await self.check()
+        return completion
+
+    async def check(self):
+        if self.dead:
+            raise EngineDied("The engine's process ended.")
+
+
+def test_an_engine_that_dies_of_one_row_costs_that_row_only(make_scripted_runtime, tmp_path, monkeypatch):
+    monkeypatch.setattr(scripted, "ScriptedEngine", Killed)
+    monkeypatch.setattr(watch, "RESTART_DELAYS_S", (0.0, 0.0, 0.0))
+    path = tmp_path / "table.csv"
+    rows = ["fine"] * 12 + ["poison"] + ["fine"] * 12
+    path.write_text("text\n" + "".join(f"{text} {n}\n" for n, text in enumerate(rows)), encoding="utf-8")
+    runtime = make_scripted_runtime(scripted_tokens_per_s=100, max_num_seqs=8)
+    store = Store(runtime.settings.catalogue_path)
+    jobs = Jobs(runtime, store)
+    run = jobs.stage(path, instructions=Instructions(template="{{ text }}"))
+    assert finish(jobs, run).counts.ok == 24
+    answered = run.preview(25, with_answers=True)
+    assert [row["answer_status"] for row in answered] == ["ok"] * 12 + ["error"] + ["ok"] * 12
+    assert "died while it answered this row alone" in answered[12]["answer_error"]
+    jobs.close()
+    store.close()
+
+
+def test_an_engine_that_can_not_be_restarted_ends_the_run_which_can_go_on_later(
+    make_scripted_runtime, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(scripted, "ScriptedEngine", Killed)
+    monkeypatch.setattr(watch, "RESTART_DELAYS_S", (0.0, 0.0, 0.0))
+    path = tmp_path / "table.csv"
+    path.write_text("text\n" + "".join(f"poison {n}\n" for n in range(8)), encoding="utf-8")
+    runtime = make_scripted_runtime(scripted_tokens_per_s=100, max_num_seqs=2)
+    store = Store(runtime.settings.catalogue_path)
+    jobs = Jobs(runtime, store)
+    run = jobs.stage(path, instructions=Instructions(template="{{ text }}"))
+    jobs.start(run.run_id)
+    failed = jobs.wait(run.run_id, timeout_s=30)
+    assert failed.state == "failed"
+    assert "The engine's process ended" in failed.message
+    monkeypatch.setattr(scripted, "ScriptedEngine", ScriptedEngine)
+    runtime.load()
+    jobs.start(run.run_id)
+    assert jobs.wait(run.run_id, timeout_s=30).state == "finished"
+    jobs.close()
+    store.close()
 
 
 def test_what_was_left_behind_is_swept_and_nothing_else(table, make_scripted_runtime):

@@ -49,8 +49,6 @@ class ScriptedEngine:
             load_s=0.0,
         )
         self._seconds_per_token = 1 / tokens_per_s if tokens_per_s else 0.0
-        self._vocabulary: dict[str, int] = {}
-        self._words: list[str] = []
         self._running = 0
         self._prompt_tokens = 0
         self._output_tokens = 0
@@ -98,10 +96,10 @@ class ScriptedEngine:
         raise AssertionError("the stream ends with a Completion")
 
     def encode(self, texts: Sequence[str], *, add_special_tokens: bool = False) -> list[list[int]]:
-        return [[self._id(token) for token in _TOKEN.findall(text)] for text in texts]
+        return [[_to_id(token) for token in _TOKEN.findall(text)] for text in texts]
 
     def decode(self, token_ids: Sequence[int]) -> str:
-        return "".join(self._words[token_id] for token_id in token_ids)
+        return "".join(_to_token(token_id) for token_id in token_ids)
 
     def render_chat(self, chats: Sequence[Sequence[Message]]) -> list[str]:
         return ["".join(f"<{m.role}>\n{m.content}\n" for m in chat) + "<assistant>\n" for chat in chats]
@@ -117,11 +115,15 @@ class ScriptedEngine:
     async def close(self) -> None:
         return None
 
-    def _id(self, token: str) -> int:
-        if token not in self._vocabulary:
-            self._vocabulary[token] = len(self._words)
-            self._words.append(token)
-        return self._vocabulary[token]
+
+def _to_id(token: str) -> int:
+    """The token's bytes read as one number: no vocabulary to keep, and the same in every engine."""
+    return int.from_bytes(b"\x01" + token.encode("utf-8", "surrogatepass"))
+
+
+def _to_token(token_id: int) -> str:
+    data = token_id.to_bytes((token_id.bit_length() + 7) // 8)
+    return data[1:].decode("utf-8", "surrogatepass")
 
 
 def _answer(prompt: str, params: Any, room: int) -> tuple[list[str], str]:
