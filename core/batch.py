@@ -10,8 +10,8 @@ from __future__ import annotations
 
 import asyncio
 import concurrent.futures
+import contextlib
 import datetime as dt
-import json
 import logging
 import time
 from collections.abc import Callable, Sequence
@@ -19,12 +19,14 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 import duckdb
+from pydantic_core import to_jsonable_python
 
 from core import machine, results, sampling
 from core.engines.base import Engine
 from core.errors import (
     EngineDied,
     RequestRejected,
+    RunError,
     WorkbenchError,
 )
 from core.requests import Item, Preparer
@@ -69,6 +71,7 @@ class BatchJob:
         self.rows = run.spec.input.rows
         self._runtime = runtime
         self._store = store
+        self._params: dict[str, Any] = {}
         self._buffer: list[Result] = []
         self._suspects: list[Item] = []
         self._session_tokens = [0, 0]
@@ -81,7 +84,6 @@ class BatchJob:
         self._end: tuple[RunState, str] = ("stopped", "")
         self._task: asyncio.Task[Any] | None = None
         self._stopping = False
-        self._flushing = asyncio.Lock()
         self._sampled = 0.0
         self._reader = concurrent.futures.ThreadPoolExecutor(1, f"read-{run.run_id}")
         self._writer = concurrent.futures.ThreadPoolExecutor(1, f"write-{run.run_id}")
@@ -160,20 +162,22 @@ class BatchJob:
         await self._in_reader(self._note_model, engine)
         self._work_started = time.monotonic()
         self._recent = ((self._work_started, self.counts.done, 0),)
-        flusher = asyncio.create_task(self._flush_often(writer))
+        ended = asyncio.Event()
+        flusher = asyncio.create_task(self._flush_often(writer, ended))
         work = asyncio.create_task(self._generate_all(reader, pending, engine))
         try:
             # a disk that is full shows in the flusher: the work must end then, not go on unkept
             await asyncio.wait({flusher, work}, return_when=asyncio.FIRST_COMPLETED)
-            if flusher.done():
-                await flusher
-            await work
         finally:
-            for task in (work, flusher):
-                task.cancel()
-            await asyncio.gather(work, flusher, return_exceptions=True)
-            await asyncio.shield(self._flush(writer))
+            if not work.done():
+                work.cancel()
+            await asyncio.wait({work})
+            ended.set()
+            await flusher  # its last flush; a failure to keep rows is the run's failure
             self._work_ended = time.monotonic()
+        await work
+        if self.counts.done < self.rows:
+            raise RunError(f"{self.rows - self.counts.done:,} rows have no result.", hint="Resume the run.")
 
     def _in_reader(self, function: Callable[..., Any], *args: Any) -> asyncio.Future[Any]:
         return asyncio.get_running_loop().run_in_executor(self._reader, function, *args)
@@ -254,25 +258,26 @@ class BatchJob:
 
     # -- keeping --------------------------------------------------------------
 
-    async def _flush_often(self, writer: duckdb.DuckDBPyConnection) -> None:
-        while True:
-            await asyncio.sleep(_FLUSH_S)
-            # shielded: a stop must not let go of rows that are on their way to the disk
-            await asyncio.shield(self._flush(writer))
+    async def _flush_often(self, writer: duckdb.DuckDBPyConnection, ended: asyncio.Event) -> None:
+        """Flush until the work has `ended`, and once more then. Never cancelled in the middle of a flush."""
+        while not ended.is_set():
+            await self._flush(writer)
+            with contextlib.suppress(TimeoutError):  # that is the time between two flushes
+                await asyncio.wait_for(ended.wait(), _FLUSH_S)
+        await self._flush(writer)  # what came while the last one was written
 
     async def _flush(self, writer: duckdb.DuckDBPyConnection) -> None:
-        """Keep what is buffered, after what is being kept. Rows whose flush fails stay pending."""
-        async with self._flushing:
-            # taken here, on the loop, where it is filled: on the writer's thread a row could slip between
-            batch, self._buffer = self._buffer, []
-            counts = _add(self.counts, batch)
-            now = time.monotonic()
-            recent = (*self._recent, (now, counts.done, self._session_tokens[1]))
-            self._recent = tuple(sample for sample in recent if now - sample[0] <= _RATE_WINDOW_S)
-            if batch or now - self._sampled >= _SAMPLE_S:
-                self._sampled = now
-                loop = asyncio.get_running_loop()
-                await loop.run_in_executor(self._writer, self._write, writer, batch, counts)
+        """Keep what is buffered. Rows whose flush fails stay pending, and the failure ends the run."""
+        # taken here, on the loop, where it is filled: on the writer's thread a row could slip between
+        batch, self._buffer = self._buffer, []
+        counts = _add(self.counts, batch)
+        now = time.monotonic()
+        recent = (*self._recent, (now, counts.done, self._session_tokens[1]))
+        self._recent = tuple(sample for sample in recent if now - sample[0] <= _RATE_WINDOW_S)
+        if batch or now - self._sampled >= _SAMPLE_S:
+            self._sampled = now
+            loop = asyncio.get_running_loop()
+            await loop.run_in_executor(self._writer, self._write, writer, batch, counts)
 
     def _write(self, writer: duckdb.DuckDBPyConnection, batch: list[Result], counts: Counts) -> None:
         status = self._runtime.status()
@@ -290,11 +295,18 @@ class BatchJob:
         return (window[-1][2] - window[0][2]) / seconds if seconds else 0.0
 
     def _note_model(self, engine: Engine) -> None:
-        """Write down what answers, and the parameters with the model's own defaults filled in."""
+        """Write down what answers, and the parameters with the model's own defaults filled in.
+
+        Raises RunError when earlier rows were answered by another model: one table, one model.
+        """
         spec = self.run.spec
         info = engine.info
-        self._params = {**sampling.defaults(info.generation_config), **spec.params}
-        self._params = sampling.validate(self._params)
+        if spec.model is not None and spec.model.name != info.model:
+            raise RunError(
+                f"The run was begun with {spec.model.name}, and {info.model} is loaded.",
+                hint=f"Load {spec.model.name} and resume, or start a new run.",
+            )
+        self._params = sampling.validate({**sampling.defaults(info.generation_config), **spec.params})
         model = ModelSpec(
             name=info.model,
             revision=info.revision,
@@ -302,9 +314,9 @@ class BatchJob:
             dtype=info.dtype,
             max_model_len=info.max_model_len,
             engine_version=info.engine_version,
-            settings=json.loads(json.dumps(dict(info.settings), default=str)),
+            settings=to_jsonable_python(dict(info.settings), fallback=str),
         )
-        described = json.loads(json.dumps(asdict(machine.describe()), default=str))
+        described = to_jsonable_python(asdict(machine.describe()))
         self.run.update(model=model, engine=engine.spec, params=self._params, machine=described)
         self._store.update_run(self.run.run_id, model=info.model)
 

@@ -193,6 +193,25 @@ def test_a_run_that_another_process_took_further_is_shown_as_it_is_now(make_scri
     store.close()
 
 
+def test_a_run_is_not_resumed_with_another_model(make_scripted_runtime, table):
+    runtime = make_scripted_runtime(scripted_tokens_per_s=60, max_num_seqs=2)
+    store = Store(runtime.settings.catalogue_path)
+    jobs = Jobs(runtime, store)
+    run = jobs.stage(table, instructions=Instructions(template="Say {{ text }}"))
+    jobs.start(run.run_id)
+    until(lambda: jobs.progress(run.run_id).counts.done > 0)
+    jobs.stop(run.run_id)
+    kept = jobs.wait(run.run_id, timeout_s=20).counts.done
+    run.update(model=run.spec.model.model_copy(update={"name": "Qwen3-8B"}))
+    jobs.start(run.run_id)
+    refused = jobs.wait(run.run_id, timeout_s=20)
+    assert (refused.state, refused.counts.done, refused.generated) == ("failed", kept, 0)
+    assert "begun with Qwen3-8B" in refused.message
+    assert run.spec.model.name == "Qwen3-8B"
+    jobs.close()
+    store.close()
+
+
 def test_closing_the_workbench_leaves_a_run_that_offers_resume(make_scripted_runtime, table):
     runtime = make_scripted_runtime(scripted_tokens_per_s=20, max_num_seqs=2)
     store = Store(runtime.settings.catalogue_path)
