@@ -116,8 +116,12 @@ def batch(
     _check_format(output)
     if resume is None:
         _check_new(input, template, prompt_column)
-    elif input is not None or template is not None or prompt_column is not None:
-        raise typer.BadParameter("--resume takes everything from the run: give it -o OUTPUT only.")
+    else:
+        _check_resume(
+            INPUT=input, template=template, prompt_column=prompt_column, system=system, param=param,
+            seed=seed, limit=limit, encoding=encoding, delimiter=delimiter, sheet=sheet,
+            answer_column=None if answer_column == "answer" else answer_column,
+        )  # fmt: skip
     if engine is not None and engine not in ENGINES:
         raise typer.BadParameter(f"there is no engine {engine!r}; there are: {', '.join(ENGINES)}.")
     settings = load_settings()
@@ -146,6 +150,15 @@ def _check_new(input: Path | None, template: str | None, prompt_column: str | No
         raise typer.BadParameter("INPUT is missing: which table?")
     if (template is None) == (prompt_column is None):
         raise typer.BadParameter("give either --template or --prompt-column.")
+
+
+def _check_resume(**options: Any) -> None:
+    """Refuse what a resumed run has already; to take it and drop it would be worse."""
+    given = [name for name, value in options.items() if value is not None and value not in ("", [])]
+    if given:
+        raise typer.BadParameter(
+            f"--resume takes {given[0].replace('_', '-')} from the run: start a new run to change it."
+        )
 
 
 def _check_format(output: Path) -> None:

@@ -2,7 +2,6 @@
 
     WorkbenchError
     ├── SettingsError          an environment variable or setting that makes no sense
-    ├── MachineError           this machine or installation lacks something
     ├── ModelError             a model that isn't there or can't be prepared
     ├── TableError             a file that can't be read or written, or clashing columns
     ├── TemplateError          a prompt template that can't be compiled or rendered
@@ -37,10 +36,6 @@ class WorkbenchError(Exception):
 
 
 class SettingsError(WorkbenchError):
-    pass
-
-
-class MachineError(WorkbenchError):
     pass
 
 

@@ -5,6 +5,7 @@ Looks without importing torch or vllm: a page asks this before any engine exists
 
 from __future__ import annotations
 
+import contextlib
 import os
 import platform
 from collections.abc import Mapping
@@ -226,10 +227,8 @@ def _visible(index: int, uuid: str, allowed: str | None) -> bool:
 def _versions() -> dict[str, str]:
     versions = {}
     for name in _DISTRIBUTIONS:
-        try:
+        with contextlib.suppress(metadata.PackageNotFoundError):  # not installed: then it has no version
             versions[name] = metadata.version(name)
-        except metadata.PackageNotFoundError:
-            continue
     return versions
 
 

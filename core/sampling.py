@@ -302,9 +302,9 @@ def defaults(generation_config: Mapping[str, Any] | None = None) -> dict[str, An
     return result
 
 
-def is_deterministic(params: Mapping[str, Any]) -> bool:
-    """True when the same prompt with these params gives the same answer by design."""
-    return params.get("temperature", 1.0) == 0 or params.get("seed") is not None or params.get("top_k") == 1
+def as_assignments(params: Mapping[str, Any]) -> list[str]:
+    """The inverse of `parse_assignments`: lists, maps and truth values are written as JSON."""
+    return [f"{name}={json.dumps(value, ensure_ascii=False)}" for name, value in params.items()]
 
 
 def as_text() -> str:

@@ -100,5 +100,14 @@ def test_any_input_gives_a_value_or_a_parameter_error(row, value):
         assert parsed is None or row.parse(parsed) == parsed
 
 
+def test_assignments_of_params_give_the_same_params_again():
+    params = {
+        "temperature": 0.7, "max_tokens": 8, "ignore_eos": True, "seed": 3,
+        "stop": ["\n", "[END]", "a=b", "终"],
+        "stop_token_ids": [1, 2], "logit_bias": {12: -100.0},
+    }  # fmt: skip
+    assert sampling.parse_assignments(sampling.as_assignments(params)) == params
+
+
 def test_the_docs_page_is_the_table():
     assert DOCS.read_text(encoding="utf-8").strip() == sampling.as_markdown().strip()

@@ -3,22 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Callable, Sequence
-from dataclasses import dataclass
 from typing import Protocol
 
 from core.types import Completion, Delta, EngineInfo, EngineSpec, EngineStats, Message, Request
 
 Report = Callable[[str], None]
 """Called during a load with a short phrase for the stage that begins."""
-
-
-@dataclass(frozen=True, slots=True)
-class Capabilities:
-    """What this engine can do; pages ask this, never which engine it is."""
-
-    chat: bool = True
-    priority: bool = False
-    unsupported_params: frozenset[str] = frozenset()
 
 
 class Engine(Protocol):
@@ -30,7 +20,6 @@ class Engine(Protocol):
 
     spec: EngineSpec
     info: EngineInfo
-    capabilities: Capabilities
 
     def stream(self, request: Request) -> AsyncIterator[Delta | Completion]:
         """Yield a Delta a step, then one Completion. Closing the iterator aborts the request.

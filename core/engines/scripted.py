@@ -15,7 +15,6 @@ import time
 from collections.abc import AsyncIterator, Sequence
 from typing import Any
 
-from core.engines.base import Capabilities
 from core.errors import RequestRejected
 from core.types import Completion, Delta, EngineInfo, EngineSpec, EngineStats, Message, Request, Timing
 
@@ -27,8 +26,6 @@ _SLOTS = 256
 
 class ScriptedEngine:
     """`tokens_per_s` is the speed of each request by itself; 0 answers at once."""
-
-    capabilities = Capabilities(priority=False)
 
     def __init__(self, spec: EngineSpec, *, tokens_per_s: float = 0) -> None:
         self.spec = spec

@@ -23,7 +23,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from core import sampling
-from core.engines.base import Capabilities, Report
+from core.engines.base import Report
 from core.engines.engine_log import EngineLog, cause_in
 from core.engines.guard import Guard
 from core.engines.vllm_models import LocalModel, Tokenizer, locate, read_facts, read_generation_config
@@ -109,8 +109,6 @@ def load(
 
 class VllmEngine:
     """One AsyncLLM and its processes."""
-
-    capabilities = Capabilities(priority=True)
 
     def __init__(
         self,

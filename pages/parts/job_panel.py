@@ -11,7 +11,7 @@ import pandas as pd
 import plotly.graph_objects as go
 import streamlit as st
 
-from core import runs
+from core import runs, sampling
 from core.batch import Progress
 from core.errors import RunBusy, WorkbenchError
 from core.runs import Run
@@ -277,8 +277,7 @@ def command_line(spec: runs.RunSpec) -> str:
         spec.prompt.template,
     ]
     words += ["--system", spec.prompt.system] if spec.prompt.system else []
-    for name, value in spec.params.items():
-        words += [f"--param={name}={value}"]
+    words += [f"--param={assignment}" for assignment in sampling.as_assignments(spec.params)]
     words += ["--answer-column", spec.answer_column] if spec.answer_column != "answer" else []
     if spec.engine:
         words += ["--engine", spec.engine.engine, "--model", spec.engine.model]
