@@ -31,7 +31,8 @@ from core.errors import (
 )
 from core.requests import Item, Preparer
 from core.results import Counts, Result
-from core.runs import ModelSpec, Run, SessionSpec
+from core.run_spec import ModelSpec, SessionSpec
+from core.runs import Run
 from core.runtime import Runtime
 from core.store import RunState, Store, this_process
 from core.types import Completion, Priority, Request

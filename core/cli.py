@@ -18,7 +18,8 @@ from core import embedded, sampling, tables
 from core.batch import Progress
 from core.errors import ParameterError, WorkbenchError
 from core.jobs import Jobs
-from core.runs import Instructions, Run
+from core.run_spec import Instructions
+from core.runs import Run
 from core.runtime import Runtime
 from core.settings import Settings, load_settings
 from core.store import Store

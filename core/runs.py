@@ -11,101 +11,22 @@ import datetime as dt
 import os
 import shutil
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import duckdb
-from pydantic import BaseModel, ConfigDict, Field
 
-import core
 from core import prompts, results, sampling, tables
 from core.errors import RunBusy, RunError, RunNotFound, TableError
+from core.run_spec import InputSpec, Instructions, PromptSpec, RunSpec
 from core.store import new_id
-from core.types import EngineSpec
 
 # Small and fixed: every connection of a process must ask for the same, and the engine needs the cores.
 _DUCKDB = {"memory_limit": "512MB", "threads": "2"}
 _LOCK_PATIENCE_S = 3.0
 
 _ANSWER_FIELDS = ("answer", "status", "error", "finish_reason", "prompt_tokens", "output_tokens")
-
-
-class _Strict(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-
-class InputSpec(_Strict):
-    """The file as it was read."""
-
-    name: str
-    size_bytes: int
-    format: str
-    encoding: str | None
-    delimiter: str | None
-    sheet: str | None
-    rows: int
-    columns: tuple[str, ...]
-
-
-class PromptSpec(_Strict):
-    """`template` over the columns; `prompt_column` names the column when the template is just that."""
-
-    template: str
-    prompt_column: str | None = None
-    system: str = ""
-
-
-class ModelSpec(_Strict):
-    """The model that answered, with the settings really in force."""
-
-    name: str
-    revision: str | None
-    device: str
-    dtype: str
-    max_model_len: int
-    engine_version: str
-    settings: dict[str, Any]
-
-
-class SessionSpec(_Strict):
-    """One stretch of work on the run: from start or resume to its end. `generated` requests were sent."""
-
-    started_at: dt.datetime
-    state: str
-    generated: int
-    prompt_tokens: int
-    output_tokens: int
-    wall_s: float
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Instructions:
-    """What to do with each row. `template` or `prompt_column`, one of them; `engine` None: what is loaded."""
-
-    template: str = ""
-    prompt_column: str | None = None
-    system: str = ""
-    params: Mapping[str, Any] = field(default_factory=dict)
-    answer_column: str = "answer"
-    engine: EngineSpec | None = None
-
-
-class RunSpec(_Strict):
-    """run.json: everything needed to do the run again."""
-
-    run_id: str
-    created_at: dt.datetime
-    workbench_version: str = core.__version__
-    input: InputSpec
-    prompt: PromptSpec | None = None
-    params: dict[str, Any] = Field(default_factory=dict)
-    answer_column: str = "answer"
-    engine: EngineSpec | None = None
-    model: ModelSpec | None = None
-    machine: dict[str, Any] = Field(default_factory=dict)
-    sessions: tuple[SessionSpec, ...] = ()
 
 
 def check_answer_column(prefix: str, columns: Sequence[str]) -> None:

@@ -83,8 +83,22 @@ class Delta:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Sample:
+    """One of the n answers to one request. `cumulative_logprob` is None unless `logprobs` was asked for."""
+
+    text: str
+    finish_reason: FinishReason
+    output_tokens: int
+    cumulative_logprob: float | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Completion:
-    """A finished answer. `cached_tokens`: prompt tokens served from the prefix cache, None if unknown."""
+    """A finished answer. `cached_tokens`: prompt tokens served from the prefix cache, None if unknown.
+
+    With n > 1, `samples` holds all n answers; `text`, `finish_reason` and `cumulative_logprob` are
+    the first one's, and `output_tokens` counts them all.
+    """
 
     text: str
     finish_reason: FinishReason
@@ -92,6 +106,8 @@ class Completion:
     output_tokens: int
     timing: Timing
     cached_tokens: int | None = None
+    cumulative_logprob: float | None = None
+    samples: tuple[Sample, ...] = ()
 
 
 EngineName = Literal["vllm", "scripted"]

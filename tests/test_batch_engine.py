@@ -12,7 +12,7 @@ import pytest
 from waiting import until
 
 from core.jobs import Jobs
-from core.runs import Instructions
+from core.run_spec import Instructions
 from core.store import Store
 from core.types import Message, Request
 

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from streamlit.testing.v1 import AppTest
 
-from core.runs import Instructions
+from core.run_spec import Instructions
 from pages.parts import session
 
 HOME = Path(__file__).parents[1] / "Home.py"

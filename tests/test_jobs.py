@@ -17,7 +17,8 @@ from core.engines import scripted, watch
 from core.engines.scripted import ScriptedEngine
 from core.errors import EngineDied, ParameterError, RunError, RunNotFound, TableError, UnknownColumn
 from core.jobs import Jobs
-from core.runs import Instructions, Run
+from core.run_spec import Instructions
+from core.runs import Run
 from core.store import Store
 from core.types import EngineSpec
 

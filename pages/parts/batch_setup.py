@@ -10,7 +10,8 @@ import streamlit as st
 from core import prompts, tables
 from core.errors import WorkbenchError
 from core.jobs import Staging
-from core.runs import Instructions, Run
+from core.run_spec import Instructions
+from core.runs import Run
 from core.store import new_id
 from pages.parts import session, table_preview
 from pages.parts.charts import counted

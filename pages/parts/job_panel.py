@@ -14,6 +14,7 @@ import streamlit as st
 from core import runs, sampling
 from core.batch import Progress
 from core.errors import RunBusy, WorkbenchError
+from core.run_spec import RunSpec
 from core.runs import Run
 from pages.parts import session
 from pages.parts.charts import counted, duration, per_second
@@ -263,7 +264,7 @@ def _specification(run: Run) -> None:
         st.json(spec.model_dump(mode="json"), expanded=1)
 
 
-def command_line(spec: runs.RunSpec) -> str:
+def command_line(spec: RunSpec) -> str:
     """The `python -m core batch` line that does the run again."""
     words = [
         "python",
