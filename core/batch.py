@@ -30,7 +30,7 @@ from core.errors import (
     WorkbenchError,
 )
 from core.requests import Item, Preparer
-from core.results import Counts, Result
+from core.results import Counts, Result, Sample
 from core.run_spec import ModelSpec, SessionSpec
 from core.runs import Run
 from core.runtime import Runtime
@@ -285,7 +285,11 @@ class BatchJob:
         # the engine counts tokens as they come, we whole answers: ours serves where the engine says nothing
         rate = status.output_tokens_per_s or self._last_rate()
         work_s = self._earlier_s + self.work_s
-        results.append(writer, batch, (work_s, counts.done, rate, status.stats.kv_cache_usage))
+        stats = status.stats
+        sample = Sample(
+            work_s=work_s, done=counts.done, output_tokens_per_s=rate, kv_cache_usage=stats.kv_cache_usage
+        )
+        results.append(writer, batch, sample)
         self.counts = counts
         self._publish()
 

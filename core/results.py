@@ -27,6 +27,14 @@ _SCHEMA = pa.schema(
         ("cached_tokens", pa.int32()),
         ("ttft_s", pa.float64()),
         ("e2el_s", pa.float64()),
+        ("request_key", pa.binary()),
+        ("same_as", pa.int64()),
+        ("truncated_tokens", pa.int32()),
+        ("logprob", pa.float64()),
+        ("samples", pa.string()),
+        ("turns", pa.string()),
+        ("choice_probabilities", pa.string()),
+        ("valid", pa.bool_()),
         ("finished_at", pa.float64()),
     ]
 )
@@ -34,7 +42,13 @@ _SCHEMA = pa.schema(
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Result:
-    """How one row ended. Token counts and times are None where nothing was generated."""
+    """How one row ended. Token counts and times are None where nothing was generated.
+
+    `request_key` is a digest of what was asked; `same_as` the row whose answer this one shares.
+    `logprob` is the whole answer's. `samples`, `turns` and `choice_probabilities` are JSON: the n
+    answers (text, finish_reason, output_tokens, logprob), the answers to all turns, and the
+    probability of each choice. `valid`: whether the answer has the structure asked for.
+    """
 
     row: int
     status: RowStatus
@@ -46,6 +60,14 @@ class Result:
     cached_tokens: int | None = None
     ttft_s: float | None = None
     e2el_s: float | None = None
+    request_key: bytes | None = None
+    same_as: int | None = None
+    truncated_tokens: int | None = None
+    logprob: float | None = None
+    samples: str | None = None
+    turns: str | None = None
+    choice_probabilities: str | None = None
+    valid: bool | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,39 +96,49 @@ class Counts:
         return self.ok + self.errors + self.skipped
 
 
+_RESULT_COLUMNS = """
+    _row BIGINT, status VARCHAR, answer VARCHAR, error VARCHAR, finish_reason VARCHAR,
+    prompt_tokens INTEGER, output_tokens INTEGER, cached_tokens INTEGER, ttft_s DOUBLE, e2el_s DOUBLE,
+    request_key BLOB, same_as BIGINT, truncated_tokens INTEGER, logprob DOUBLE, samples VARCHAR,
+    turns VARCHAR, choice_probabilities VARCHAR, valid BOOLEAN, finished_at DOUBLE, stale BOOLEAN
+"""
+_PROGRESS_COLUMNS = """
+    taken_at DOUBLE, work_s DOUBLE, done BIGINT, output_tokens_per_s DOUBLE, kv_cache_usage DOUBLE,
+    prefix_hit_rate DOUBLE, running INTEGER
+"""
+
+
 def create(connection: duckdb.DuckDBPyConnection) -> None:
-    """Make the empty tables beside `input`."""
-    connection.execute(
-        """
-        CREATE TABLE results (
-            _row BIGINT, status VARCHAR, answer VARCHAR, error VARCHAR, finish_reason VARCHAR,
-            prompt_tokens INTEGER, output_tokens INTEGER, cached_tokens INTEGER,
-            ttft_s DOUBLE, e2el_s DOUBLE, finished_at DOUBLE
-        );
-        CREATE TABLE progress (
-            taken_at DOUBLE, work_s DOUBLE, done BIGINT, output_tokens_per_s DOUBLE, kv_cache_usage DOUBLE
-        );
-        """
-    )
+    """Make the tables beside `input`; add what a database of an older version lacks."""
+    for table, columns in (("results", _RESULT_COLUMNS), ("progress", _PROGRESS_COLUMNS)):
+        connection.execute(f"CREATE TABLE IF NOT EXISTS {table} ({columns})")
+        found = {row[0] for row in connection.execute(f"DESCRIBE {table}").fetchall()}
+        for column in columns.split(","):
+            if column.split()[0] not in found:
+                connection.execute(f"ALTER TABLE {table} ADD COLUMN {column.strip()}")
 
 
 def read_counts(connection: duckdb.DuckDBPyConnection) -> Counts:
-    """Count the results that are kept."""
+    """Count the results that are kept. Tokens count once where rows share an answer."""
     # fetchall, not fetchone: DuckDB refuses other work on a connection with an unread result
     (row,) = connection.execute(
         """
         SELECT count(*) FILTER (status = 'ok'), count(*) FILTER (status = 'error'),
                count(*) FILTER (status = 'skipped'),
-               coalesce(sum(prompt_tokens), 0)::BIGINT, coalesce(sum(output_tokens), 0)::BIGINT
-        FROM results
+               coalesce(sum(prompt_tokens) FILTER (same_as IS NULL), 0)::BIGINT,
+               coalesce(sum(output_tokens) FILTER (same_as IS NULL), 0)::BIGINT
+        FROM results WHERE stale IS NOT TRUE
         """
     ).fetchall()
     return Counts(*row)
 
 
 def read_pending(connection: duckdb.DuckDBPyConnection) -> Any:
-    """Row numbers without a result, ascending, as a numpy array of int64 (8 bytes a row)."""
-    query = "SELECT _row FROM input ANTI JOIN results USING (_row) ORDER BY _row"
+    """Row numbers without a fresh result, ascending, as a numpy array of int64 (8 bytes a row)."""
+    query = """
+        SELECT _row FROM input ANTI JOIN (SELECT _row FROM results WHERE stale IS NOT TRUE) USING (_row)
+        ORDER BY _row
+    """
     return connection.execute(query).fetchnumpy()["_row"]
 
 
@@ -144,30 +176,65 @@ def read_rows(
     ]
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Sample:
+    """The state of the work at one moment. `kv_cache_usage`, `prefix_hit_rate`: shares, None if unknown."""
+
+    work_s: float
+    done: int
+    output_tokens_per_s: float
+    kv_cache_usage: float | None = None
+    prefix_hit_rate: float | None = None
+    running: int | None = None
+
+
 def append(
     connection: duckdb.DuckDBPyConnection,
     results: Sequence[Result],
-    sample: tuple[float, int, float, float | None],
+    sample: Sample,
+    *,
+    replace: bool = False,
+    share: bool = False,
 ) -> None:
-    """Keep results and one progress sample (work_s, done, output tokens/s, KV share) in one transaction."""
+    """Keep results and one progress sample in one transaction.
+
+    `replace`: rows may have a stale result, which goes. `share`: give each result to the
+    rows that the plan found to ask the same.
+    """
     now = time.time()
     batch = pa.table(  # noqa: F841
         [
             pa.array([result.row for result in results], pa.int64()),
-            *(
-                pa.array([getattr(result, field.name) for result in results], field.type)
-                for field in list(_SCHEMA)[1:-1]
-            ),
+            *(pa.array([getattr(result, f.name) for result in results], f.type) for f in list(_SCHEMA)[1:-1]),
             pa.array([now] * len(results), pa.float64()),
         ],
         schema=_SCHEMA,
     )
     connection.execute("BEGIN")
     try:
-        connection.execute("INSERT INTO results SELECT * FROM batch")  # DuckDB finds the variable
-        connection.execute("INSERT INTO progress VALUES (?, ?, ?, ?, ?)", [now, *sample])
+        if results:
+            source = _SHARED if share else "SELECT * FROM batch"  # DuckDB finds the variable
+            if replace:
+                shared = " OR _row IN (SELECT _row FROM copies WHERE first IN (SELECT _row FROM batch))"
+                connection.execute(
+                    f"DELETE FROM results WHERE _row IN (SELECT _row FROM batch){shared if share else ''}"
+                )
+            connection.execute(f"INSERT INTO results BY NAME {source}")
+        connection.execute(
+            "INSERT INTO progress VALUES (?, ?, ?, ?, ?, ?, ?)",
+            [now, sample.work_s, sample.done, sample.output_tokens_per_s, sample.kv_cache_usage,
+             sample.prefix_hit_rate, sample.running],
+        )  # fmt: skip
         connection.execute("COMMIT")
     except BaseException:
         with contextlib.suppress(duckdb.Error):  # a failed COMMIT has already rolled back
             connection.execute("ROLLBACK")
         raise
+
+
+_SHARED = """
+    SELECT * FROM batch
+    UNION ALL BY NAME
+    SELECT batch.* REPLACE (copies._row AS _row, copies.first AS same_as)
+    FROM batch JOIN copies ON copies.first = batch._row
+"""
