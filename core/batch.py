@@ -63,8 +63,11 @@ class Progress:
 class BatchJob:
     """One stretch of work on one run, on the runtime's loop; its numbers are read from any thread."""
 
-    def __init__(self, run: Run, runtime: Runtime, store: Store, counts: Counts) -> None:
+    def __init__(
+        self, run: Run, runtime: Runtime, store: Store, counts: Counts, *, only_rows: int | None = None
+    ) -> None:
         self.run = run
+        self.only_rows = only_rows
         self.state: RunState = "queued"
         self.message = ""
         self.counts = counts
@@ -122,20 +125,23 @@ class BatchJob:
 
     # -- on the loop ----------------------------------------------------------
 
-    async def work(self, turn: asyncio.Lock) -> None:
-        """Do the pending rows. Ends in state finished, stopped or failed; raises nothing but a bug."""
+    async def work(self) -> None:
+        """Do the pending rows, or only so many. Ends in finished, failed or the state that `stop` was given.
+
+        Raises nothing but a bug.
+        """
         self._task = asyncio.current_task()
         try:
+            self.state = "running"
             self._publish()
-            async with turn:
-                self.state = "running"
-                self._publish()
-                connection = await self._in_reader(self.run.open_database)
-                try:
-                    await self._work(connection)
-                finally:
-                    connection.close()
+            connection = await self._in_reader(self.run.open_database)
+            try:
+                await self._work(connection)
+            finally:
+                connection.close()
             self.state = "finished"
+            if self.counts.done < self.rows:
+                self.state, self.message = "stopped", f"Tried {self.only_rows:,} rows."
         except asyncio.CancelledError:
             self.state, self.message = self._end
         except (WorkbenchError, OSError, duckdb.Error) as error:
@@ -158,7 +164,7 @@ class BatchJob:
     async def _work(self, connection: duckdb.DuckDBPyConnection) -> None:
         reader, writer = connection.cursor(), connection.cursor()
         self.counts = await self._in_reader(results.read_counts, reader)
-        pending = await self._in_reader(results.read_pending, reader)
+        pending = (await self._in_reader(results.read_pending, reader))[: self.only_rows]
         engine = await self._runtime.wait_engine()
         await self._in_reader(self._note_model, engine)
         self._work_started = time.monotonic()
@@ -177,7 +183,7 @@ class BatchJob:
             await flusher  # its last flush; a failure to keep rows is the run's failure
             self._work_ended = time.monotonic()
         await work
-        if self.counts.done < self.rows:
+        if self.counts.done < self.rows and self.only_rows is None:
             raise RunError(f"{self.rows - self.counts.done:,} rows have no result.", hint="Resume the run.")
 
     def _in_reader(self, function: Callable[..., Any], *args: Any) -> asyncio.Future[Any]:

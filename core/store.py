@@ -13,7 +13,7 @@ import json
 import os
 import secrets
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -24,7 +24,7 @@ import sqlalchemy.dialects.sqlite
 from core.errors import WorkbenchError
 from core.types import Message, Role
 
-RunState = Literal["draft", "queued", "running", "stopped", "interrupted", "failed", "finished"]
+RunState = Literal["draft", "queued", "running", "paused", "stopped", "interrupted", "failed", "finished"]
 MessageState = Literal["generating", "complete", "stopped", "interrupted", "error"]
 
 _metadata = sa.MetaData()
@@ -73,6 +73,7 @@ _runs = sa.Table(
     # who works on it: a process id alone could be a later process with the same number
     sa.Column("owner_pid", sa.Integer),
     sa.Column("owner_started", sa.Float),
+    sa.Column("priority", sa.Integer, nullable=False, server_default="0"),
 )
 _conversations = sa.Table(
     "conversations",
@@ -124,10 +125,16 @@ class RunRecord:
     wall_s: float = 0.0
     owner_pid: int | None = None
     owner_started: float | None = None
+    priority: int = 0
 
     @property
     def done(self) -> int:
         return self.ok + self.errors + self.skipped
+
+    @property
+    def is_at_work(self) -> bool:
+        """Whether a process works on it or has it in its queue; a pause with an owner ends by itself."""
+        return self.state in ("running", "queued") or (self.state == "paused" and self.owner_pid is not None)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -177,9 +184,10 @@ def this_process() -> dict[str, Any]:
 
 def _run_record(row: dict[str, Any]) -> RunRecord:
     """A run whose owner died (killed, power cut) reads as interrupted: nobody was left to say so."""
-    if row["state"] in ("running", "queued") and not is_alive(row["owner_pid"], row["owner_started"]):
-        row["state"] = "interrupted"
-    return RunRecord(**row)
+    record = RunRecord(**row)
+    if record.is_at_work and not is_alive(record.owner_pid, record.owner_started):
+        return replace(record, state="interrupted")
+    return record
 
 
 def is_alive(pid: int | None, started: float | None) -> bool:
@@ -190,6 +198,15 @@ def is_alive(pid: int | None, started: float | None) -> bool:
         return abs(psutil.Process(pid).create_time() - started) < 1
     except psutil.NoSuchProcess:
         return False
+
+
+def _add_new_columns(connection: sa.Connection, table: sa.Table) -> None:
+    """Give a table that an earlier version made the columns that came since, each with its default."""
+    there = {column["name"] for column in sa.inspect(connection).get_columns(table.name)}
+    for column in table.columns:
+        if column.name not in there:
+            words = sa.schema.CreateColumn(column).compile(dialect=connection.dialect)
+            connection.exec_driver_sql(f"ALTER TABLE {table.name} ADD COLUMN {words}")
 
 
 class Store:
@@ -206,10 +223,12 @@ class Store:
             connection.execute("PRAGMA synchronous=FULL")
 
         with self._engine.begin() as connection:
+            connection.exec_driver_sql("BEGIN IMMEDIATE")  # two processes may be the first at once
             for table in _metadata.sorted_tables:
                 connection.execute(sa.schema.CreateTable(table, if_not_exists=True))
                 for index in table.indexes:
                     connection.execute(sa.schema.CreateIndex(index, if_not_exists=True))
+                _add_new_columns(connection, table)
 
     def close(self) -> None:
         self._engine.dispose()
@@ -234,6 +253,11 @@ class Store:
         if not drafts:
             query = query.where(_runs.c.state != "draft")
         return [_run_record(row) for row in self._all(query)]
+
+    def runs_in_state(self, state: RunState) -> list[RunRecord]:
+        """Oldest first."""
+        query = sa.select(_runs).where(_runs.c.state == state).order_by(_runs.c.created_at, _runs.c.run_id)
+        return [record for record in map(_run_record, self._all(query)) if record.state == state]
 
     def delete_run(self, run_id: str) -> None:
         self._execute(sa.delete(_runs).where(_runs.c.run_id == run_id))

@@ -22,6 +22,7 @@ _STATES = {
     "finished": ":green-badge[finished]",
     "running": ":blue-badge[running]",
     "queued": ":blue-badge[waiting]",
+    "paused": ":orange-badge[paused]",
     "stopped": ":orange-badge[stopped]",
     "interrupted": ":orange-badge[interrupted]",
     "failed": ":red-badge[failed]",

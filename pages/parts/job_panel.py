@@ -26,6 +26,7 @@ _CURVE = "#178A7E"  # the accent; readable on the light and the dark background
 _STATES = {
     "draft": "Draft",
     "queued": "Waiting for its turn",
+    "paused": "Paused",
     "running": "Running",
     "stopped": "Stopped",
     "interrupted": "Interrupted",
