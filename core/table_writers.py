@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import datetime
 import decimal
@@ -33,6 +34,7 @@ FORMATS_OUT: Mapping[str, str] = MappingProxyType(
         ".xlsx": "xlsx",
     }
 )
+OPENAI_BATCH = "openai-batch"  # chosen by name only; `core.openai_batch` writes it
 EXCEL_ROWS, EXCEL_COLUMNS, EXCEL_CELL = 1_048_575, 16_384, 32_767  # rows below the header; characters
 _PLAIN_NUMBER = re.compile(r"[-+]?(?:\d[\d.,]*|[.,]\d+)(?:[eE][-+]?\d+)?%?", re.ASCII)
 _PARQUET_TYPES = {
@@ -49,7 +51,7 @@ Batches = Iterable[pyarrow.RecordBatch]
 
 def export_format(path: Path, asked: str | None = None) -> str:
     """The format to write `path` in: what was asked for, else by its ending. Raises TableError."""
-    names = list(dict.fromkeys(FORMATS_OUT.values()))
+    names = [*dict.fromkeys(FORMATS_OUT.values()), OPENAI_BATCH]
     if asked is not None:
         if asked.lower() in names:
             return asked.lower()
@@ -81,23 +83,33 @@ def write(
     mark before CSV and TSV, for Excel. Raises TableError.
     """
     path = Path(path)
-    export_format(path, format)
+    if export_format(path, format) == OPENAI_BATCH:
+        raise ValueError("core.openai_batch writes this format")
+    with whole_file(path) as partial:
+        match format:
+            case "csv" | "tsv":
+                delimiter = "\t" if format == "tsv" else ","
+                return _write_delimited(partial, columns, batches, delimiter, escape, bom)
+            case "jsonl":
+                return _write_jsonl(partial, columns, batches)
+            case "parquet":
+                return _write_parquet(partial, columns, batches)
+            case _:
+                return _write_excel(partial, path.name, columns, batches, escape)
+
+
+@contextlib.contextmanager
+def whole_file(path: Path) -> Iterator[Path]:
+    """An empty file to write to; it becomes `path` when the block ends well, and goes otherwise.
+
+    Raises TableError.
+    """
     if path.is_dir():
         raise TableError(f"{path} is a folder.", hint="Give the name of a file to write.")
     partial = path.with_name(f".{path.name[:100]}.{secrets.token_hex(4)}.part")
     try:
         partial.open("xb").close()  # fails here, not when XlsxWriter has collected all rows
-        match format:
-            case "csv" | "tsv":
-                rows = _write_delimited(
-                    partial, columns, batches, "\t" if format == "tsv" else ",", escape, bom
-                )
-            case "jsonl":
-                rows = _write_jsonl(partial, columns, batches)
-            case "parquet":
-                rows = _write_parquet(partial, columns, batches)
-            case _:
-                rows = _write_excel(partial, path.name, columns, batches, escape)
+        yield partial
         partial.replace(path)
     except (OSError, XlsxWriterException) as error:
         reason = getattr(error, "strerror", None) or str(error)
@@ -106,7 +118,6 @@ def write(
         ) from error
     finally:
         partial.unlink(missing_ok=True)
-    return rows
 
 
 def _rows(columns: Sequence[Column], batches: Batches, convert: Sequence[Any]) -> Iterator[tuple[Any, ...]]:
@@ -131,10 +142,10 @@ def escape_cell(text: str) -> str:
 
 
 def _compact(value: Any) -> str:
-    return json.dumps(value, ensure_ascii=False, separators=(",", ":"), default=_jsonable)
+    return json.dumps(value, ensure_ascii=False, separators=(",", ":"), default=jsonable)
 
 
-def _jsonable(value: Any) -> Any:
+def jsonable(value: Any) -> Any:
     """A native value that JSON has no form for."""
     if isinstance(value, datetime.date | datetime.datetime | datetime.time):
         return value.isoformat()
@@ -158,7 +169,7 @@ def _native_text(value: Any) -> str:
         return _compact(value)
     if isinstance(value, float | int | decimal.Decimal):
         return str(value)
-    return str(_jsonable(value))
+    return str(jsonable(value))
 
 
 def _text(value: str | None) -> str:
