@@ -34,13 +34,14 @@ def field_text(name: str, value: Any) -> str:
     >>> field_text("评论", 'a "b"'), field_text("n", 1.5), field_text("n", None)
     ('"评论": "a \\\\"b\\\\""', '"n": 1.5', '"n": null')
     """
-    text = f"{json.dumps(name, ensure_ascii=False)}: {_value_text(value)}"
+    text = f"{json.dumps(name, ensure_ascii=False)}: {value_text(value)}"
     if text.isascii():
         return text
     return _SURROGATE.sub(lambda half: f"\\u{ord(half[0]):04x}", text)
 
 
-def _value_text(value: Any) -> str:
+def value_text(value: Any) -> str:
+    """`value` as JSON; what JSON lacks is text."""
     if isinstance(value, decimal.Decimal) and value.is_finite():
         return str(value)
     try:
