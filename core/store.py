@@ -9,7 +9,6 @@ Times are UTC.
 from __future__ import annotations
 
 import datetime as dt
-import json
 import os
 import secrets
 from collections.abc import Mapping, Sequence
@@ -21,89 +20,16 @@ import psutil
 import sqlalchemy as sa
 import sqlalchemy.dialects.sqlite
 
+from core import catalogue_schema
+from core.catalogue_schema import comparisons as _comparisons
+from core.catalogue_schema import conversations as _conversations
+from core.catalogue_schema import messages as _messages
+from core.catalogue_schema import runs as _runs
 from core.errors import WorkbenchError
 from core.types import Message, Role
 
 RunState = Literal["draft", "queued", "running", "paused", "stopped", "interrupted", "failed", "finished"]
 MessageState = Literal["generating", "complete", "stopped", "interrupted", "error"]
-
-_metadata = sa.MetaData()
-
-
-class _Json(sa.types.TypeDecorator[Any]):
-    impl = sa.Text
-    cache_ok = True
-
-    def process_bind_param(self, value: Any, dialect: Any) -> str | None:
-        return None if value is None else json.dumps(value, ensure_ascii=False)
-
-    def process_result_value(self, value: str | None, dialect: Any) -> Any:
-        return None if value is None else json.loads(value)
-
-
-class _Utc(sa.types.TypeDecorator[dt.datetime]):
-    """SQLite keeps no time zone: store UTC, give UTC back."""
-
-    impl = sa.DateTime
-    cache_ok = True
-
-    def process_bind_param(self, value: dt.datetime | None, dialect: Any) -> dt.datetime | None:
-        return None if value is None else value.astimezone(dt.UTC).replace(tzinfo=None)
-
-    def process_result_value(self, value: dt.datetime | None, dialect: Any) -> dt.datetime | None:
-        return None if value is None else value.replace(tzinfo=dt.UTC)
-
-
-_runs = sa.Table(
-    "runs",
-    _metadata,
-    sa.Column("run_id", sa.Text, primary_key=True),
-    sa.Column("created_at", _Utc, nullable=False, index=True),
-    sa.Column("name", sa.Text, nullable=False),
-    sa.Column("state", sa.Text, nullable=False),
-    sa.Column("message", sa.Text, nullable=False, default=""),
-    sa.Column("model", sa.Text, nullable=False, default=""),
-    sa.Column("rows", sa.Integer, nullable=False, default=0),
-    sa.Column("ok", sa.Integer, nullable=False, default=0),
-    sa.Column("errors", sa.Integer, nullable=False, default=0),
-    sa.Column("skipped", sa.Integer, nullable=False, default=0),
-    sa.Column("prompt_tokens", sa.Integer, nullable=False, default=0),
-    sa.Column("output_tokens", sa.Integer, nullable=False, default=0),
-    sa.Column("wall_s", sa.Float, nullable=False, default=0.0),
-    # who works on it: a process id alone could be a later process with the same number
-    sa.Column("owner_pid", sa.Integer),
-    sa.Column("owner_started", sa.Float),
-    sa.Column("priority", sa.Integer, nullable=False, server_default="0"),
-)
-_conversations = sa.Table(
-    "conversations",
-    _metadata,
-    sa.Column("conversation_id", sa.Text, primary_key=True),
-    sa.Column("created_at", _Utc, nullable=False),
-    sa.Column("updated_at", _Utc, nullable=False, index=True),
-    sa.Column("title", sa.Text, nullable=False, default=""),
-    sa.Column("system", sa.Text, nullable=False, default=""),
-    sa.Column("params", _Json, nullable=False, default=dict),
-)
-_messages = sa.Table(
-    "messages",
-    _metadata,
-    sa.Column("message_id", sa.Text, primary_key=True),
-    sa.Column("conversation_id", sa.Text, nullable=False, index=True),
-    sa.Column("position", sa.Integer, nullable=False),
-    sa.Column("role", sa.Text, nullable=False),
-    sa.Column("content", sa.Text, nullable=False, default=""),
-    sa.Column("state", sa.Text, nullable=False, default="complete"),
-    sa.Column("details", _Json, nullable=False, default=dict),
-    sa.UniqueConstraint("conversation_id", "position"),
-)
-_comparisons = sa.Table(
-    "comparisons",
-    _metadata,
-    sa.Column("comparison_id", sa.Text, primary_key=True),
-    sa.Column("created_at", _Utc, nullable=False, index=True),
-    sa.Column("body", _Json, nullable=False),
-)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -126,6 +52,7 @@ class RunRecord:
     owner_pid: int | None = None
     owner_started: float | None = None
     priority: int = 0
+    shared: int = 0
 
     @property
     def done(self) -> int:
@@ -200,15 +127,6 @@ def is_alive(pid: int | None, started: float | None) -> bool:
         return False
 
 
-def _add_new_columns(connection: sa.Connection, table: sa.Table) -> None:
-    """Give a table that an earlier version made the columns that came since, each with its default."""
-    there = {column["name"] for column in sa.inspect(connection).get_columns(table.name)}
-    for column in table.columns:
-        if column.name not in there:
-            words = sa.schema.CreateColumn(column).compile(dialect=connection.dialect)
-            connection.exec_driver_sql(f"ALTER TABLE {table.name} ADD COLUMN {words}")
-
-
 class Store:
     """The catalogue at `path`, made on first use. Every method is one transaction, from any thread."""
 
@@ -223,12 +141,7 @@ class Store:
             connection.execute("PRAGMA synchronous=FULL")
 
         with self._engine.begin() as connection:
-            connection.exec_driver_sql("BEGIN IMMEDIATE")  # two processes may be the first at once
-            for table in _metadata.sorted_tables:
-                connection.execute(sa.schema.CreateTable(table, if_not_exists=True))
-                for index in table.indexes:
-                    connection.execute(sa.schema.CreateIndex(index, if_not_exists=True))
-                _add_new_columns(connection, table)
+            catalogue_schema.create(connection)
 
     def close(self) -> None:
         self._engine.dispose()
@@ -280,8 +193,9 @@ class Store:
         self._execute(sa.update(table).where(table.c.conversation_id == conversation_id).values(values))
 
     def conversation(self, conversation_id: str) -> Conversation | None:
-        query = sa.select(_conversations).where(_conversations.c.conversation_id == conversation_id)
-        row = self._first(query)
+        row = self._first(
+            sa.select(_conversations).where(_conversations.c.conversation_id == conversation_id)
+        )
         return Conversation(**row) if row else None
 
     def conversations(self, limit: int = 50) -> list[Conversation]:
@@ -292,8 +206,9 @@ class Store:
     def delete_conversation(self, conversation_id: str) -> None:
         with self._engine.begin() as connection:
             connection.execute(sa.delete(_messages).where(_messages.c.conversation_id == conversation_id))
-            table = _conversations
-            connection.execute(sa.delete(table).where(table.c.conversation_id == conversation_id))
+            connection.execute(
+                sa.delete(_conversations).where(_conversations.c.conversation_id == conversation_id)
+            )
 
     def messages(self, conversation_id: str) -> list[StoredMessage]:
         """All turns, oldest first."""

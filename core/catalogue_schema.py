@@ -1,0 +1,107 @@
+"""The tables of the catalogue, and how a file of an earlier version gets what came since."""
+
+from __future__ import annotations
+
+import datetime as dt
+import json
+from typing import Any
+
+import sqlalchemy as sa
+
+_metadata = sa.MetaData()
+
+
+class _Json(sa.types.TypeDecorator[Any]):
+    impl = sa.Text
+    cache_ok = True
+
+    def process_bind_param(self, value: Any, dialect: Any) -> str | None:
+        return None if value is None else json.dumps(value, ensure_ascii=False)
+
+    def process_result_value(self, value: str | None, dialect: Any) -> Any:
+        return None if value is None else json.loads(value)
+
+
+class _Utc(sa.types.TypeDecorator[dt.datetime]):
+    """SQLite keeps no time zone: store UTC, give UTC back."""
+
+    impl = sa.DateTime
+    cache_ok = True
+
+    def process_bind_param(self, value: dt.datetime | None, dialect: Any) -> dt.datetime | None:
+        return None if value is None else value.astimezone(dt.UTC).replace(tzinfo=None)
+
+    def process_result_value(self, value: dt.datetime | None, dialect: Any) -> dt.datetime | None:
+        return None if value is None else value.replace(tzinfo=dt.UTC)
+
+
+runs = sa.Table(
+    "runs",
+    _metadata,
+    sa.Column("run_id", sa.Text, primary_key=True),
+    sa.Column("created_at", _Utc, nullable=False, index=True),
+    sa.Column("name", sa.Text, nullable=False),
+    sa.Column("state", sa.Text, nullable=False),
+    sa.Column("message", sa.Text, nullable=False, default=""),
+    sa.Column("model", sa.Text, nullable=False, default=""),
+    sa.Column("rows", sa.Integer, nullable=False, default=0),
+    sa.Column("ok", sa.Integer, nullable=False, default=0),
+    sa.Column("errors", sa.Integer, nullable=False, default=0),
+    sa.Column("skipped", sa.Integer, nullable=False, default=0),
+    sa.Column("prompt_tokens", sa.Integer, nullable=False, default=0),
+    sa.Column("output_tokens", sa.Integer, nullable=False, default=0),
+    sa.Column("wall_s", sa.Float, nullable=False, default=0.0),
+    # who works on it: a process id alone could be a later process with the same number
+    sa.Column("owner_pid", sa.Integer),
+    sa.Column("owner_started", sa.Float),
+    # columns that came later need a server_default: catalogues of before get them when they are opened
+    sa.Column("priority", sa.Integer, nullable=False, server_default="0"),
+    sa.Column("shared", sa.Integer, nullable=False, server_default="0"),
+)
+conversations = sa.Table(
+    "conversations",
+    _metadata,
+    sa.Column("conversation_id", sa.Text, primary_key=True),
+    sa.Column("created_at", _Utc, nullable=False),
+    sa.Column("updated_at", _Utc, nullable=False, index=True),
+    sa.Column("title", sa.Text, nullable=False, default=""),
+    sa.Column("system", sa.Text, nullable=False, default=""),
+    sa.Column("params", _Json, nullable=False, default=dict),
+)
+messages = sa.Table(
+    "messages",
+    _metadata,
+    sa.Column("message_id", sa.Text, primary_key=True),
+    sa.Column("conversation_id", sa.Text, nullable=False, index=True),
+    sa.Column("position", sa.Integer, nullable=False),
+    sa.Column("role", sa.Text, nullable=False),
+    sa.Column("content", sa.Text, nullable=False, default=""),
+    sa.Column("state", sa.Text, nullable=False, default="complete"),
+    sa.Column("details", _Json, nullable=False, default=dict),
+    sa.UniqueConstraint("conversation_id", "position"),
+)
+comparisons = sa.Table(
+    "comparisons",
+    _metadata,
+    sa.Column("comparison_id", sa.Text, primary_key=True),
+    sa.Column("created_at", _Utc, nullable=False, index=True),
+    sa.Column("body", _Json, nullable=False),
+)
+
+
+def create(connection: sa.Connection) -> None:
+    """Make the tables, indexes and columns that are not there yet."""
+    connection.exec_driver_sql("BEGIN IMMEDIATE")  # two processes may be the first at once
+    for table in _metadata.sorted_tables:
+        connection.execute(sa.schema.CreateTable(table, if_not_exists=True))
+        _add_new_columns(connection, table)
+        for index in table.indexes:
+            connection.execute(sa.schema.CreateIndex(index, if_not_exists=True))
+
+
+def _add_new_columns(connection: sa.Connection, table: sa.Table) -> None:
+    there = {column["name"] for column in sa.inspect(connection).get_columns(table.name)}
+    for column in table.columns:
+        if column.name not in there:
+            words = sa.schema.CreateColumn(column).compile(dialect=connection.dialect)
+            connection.exec_driver_sql(f"ALTER TABLE {table.name} ADD COLUMN {words}")
