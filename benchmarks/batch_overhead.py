@@ -24,8 +24,11 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-from core import embedded, machine, prompts  # noqa: E402
+from core import embedded, machine  # noqa: E402
+from core.recipes import Recipe  # noqa: E402
+from core.run_spec import PromptSpec  # noqa: E402
 from core.settings import load_settings  # noqa: E402
+from core.table_types import Column  # noqa: E402
 from core.types import Message  # noqa: E402
 
 TEMPLATE = "{{ question }}"
@@ -75,8 +78,8 @@ def run_baseline(table: Path, run: Path, tokens: int) -> None:
 
     model = str(embedded.path(load_settings()))
     rows = [json.loads(line) for line in table.read_text().splitlines()]
-    recipe = prompts.PromptRecipe(TEMPLATE, ["question"])
-    chats = [[Message.as_dict(message) for message in recipe.messages(row)] for row in rows]
+    recipe = Recipe(PromptSpec(template=TEMPLATE), [Column("question", "json", "text")])
+    chats = [[Message.as_dict(message) for message in recipe.ask(row).messages] for row in rows]
     texts = AutoTokenizer.from_pretrained(model).apply_chat_template(
         chats, tokenize=False, add_generation_prompt=True
     )
