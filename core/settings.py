@@ -14,11 +14,20 @@ from core.errors import SettingsError
 class Settings(BaseSettings):
     """Frozen. `WORKBENCH_HOME=/data/wb` sets `home`, and so on for each field."""
 
-    model_config = SettingsConfigDict(env_prefix="WORKBENCH_", env_file=".env", frozen=True, extra="ignore")
+    model_config = SettingsConfigDict(
+        env_prefix="WORKBENCH_",
+        env_file=".env",
+        env_ignore_empty=True,  # an empty path would be the current folder
+        frozen=True,
+        extra="ignore",
+    )
 
     home: Path = Field(
         default_factory=lambda: platformdirs.user_data_path("vllm-workbench", appauthor=False),
         description="Workspace folder: catalogue, runs, the embedded model, logs.",
+    )
+    tables_dir: Path | None = Field(
+        default=None, description="Folder of this server whose tables may be picked on the batch page."
     )
     engine: str = Field(default="vllm", description="Engine that is loaded at start: vllm or scripted.")
     model: str = Field(
@@ -72,7 +81,8 @@ def load_settings() -> Settings:
             f"{name}={first['input']!r} can't be used: {first['msg']}.", hint="Change or unset it."
         ) from error
     home = settings.home.expanduser().resolve()
-    settings = settings.model_copy(update={"home": home})
+    tables_dir = settings.tables_dir.expanduser().absolute() if settings.tables_dir else None
+    settings = settings.model_copy(update={"home": home, "tables_dir": tables_dir})
     try:
         for folder in (settings.runs_dir, settings.models_dir, settings.logs_dir, settings.uploads_dir):
             folder.mkdir(parents=True, exist_ok=True)

@@ -41,6 +41,22 @@ def test_a_workspace_that_can_not_be_made_is_said_so(monkeypatch, tmp_path):
         load_settings()
 
 
+def test_an_empty_variable_is_as_good_as_none(monkeypatch, tmp_path):
+    monkeypatch.setenv("WORKBENCH_HOME", str(tmp_path))
+    monkeypatch.setenv("WORKBENCH_TABLES_DIR", "")
+    assert load_settings().tables_dir is None
+
+
+def test_the_folder_of_tables_may_be_given_from_the_home_folder_or_the_current_one(monkeypatch, tmp_path):
+    monkeypatch.setenv("WORKBENCH_HOME", str(tmp_path))
+    monkeypatch.setenv("HOME", str(tmp_path / "me"))
+    monkeypatch.setenv("WORKBENCH_TABLES_DIR", "~/tables")
+    assert load_settings().tables_dir == tmp_path / "me" / "tables"
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("WORKBENCH_TABLES_DIR", "tables")
+    assert load_settings().tables_dir == tmp_path / "tables"
+
+
 def test_every_setting_is_documented():
     page = DOCS.read_text(encoding="utf-8")
     for name in Settings.model_fields:
