@@ -83,9 +83,10 @@ def _inside(settings: Settings, relative: str) -> Path:
 def _entry(root: Path, path: Path) -> ServerFile | None:
     """What is shown of it; None for what is not shown, and for what went while we looked."""
     try:
+        path.name.encode()  # a browser can't be told a name that is no text
         target = path.resolve(strict=True)
         status = target.stat()
-    except (OSError, RuntimeError):
+    except (OSError, RuntimeError, UnicodeEncodeError):
         return None
     if _is_private(path.name) or not target.is_relative_to(root) or _is_private(target.relative_to(root)):
         return None

@@ -133,6 +133,11 @@ def test_a_pipe_that_is_named_like_a_table_is_not_opened(settings, folder):
         server_files.resolve(settings, "pipe.csv")
 
 
+def test_a_name_that_is_no_text_is_left_out(settings, folder):
+    (folder / os.fsdecode(b"caf\xe9.csv")).write_text("a\n1\n")
+    assert names(server_files.listing(settings)) == ["2026", "big.parquet", "Films.CSV"]
+
+
 def test_without_a_folder_or_with_one_that_is_gone_the_setting_is_named(tmp_path):
     for tables_dir in (None, tmp_path / "gone"):
         settings = Settings(home=tmp_path / "home", tables_dir=tables_dir)
