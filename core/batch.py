@@ -10,44 +10,43 @@ from __future__ import annotations
 
 import asyncio
 import concurrent.futures
-import contextlib
 import datetime as dt
 import logging
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from typing import Any
 
 import duckdb
+import sqlalchemy.exc
 from pydantic_core import to_jsonable_python
 
-from core import machine, results, sampling
+from core import disk, machine, plans, results, sampling, tables
+from core.answering import Answerer
 from core.engines.base import Engine
-from core.errors import (
-    EngineDied,
-    RequestRejected,
-    RunError,
-    WorkbenchError,
-)
+from core.errors import EngineDied, RunError, WorkbenchError
+from core.keeper import Keeper
+from core.plans import PlanInfo
+from core.recipes import Recipe
 from core.requests import Item, Preparer
-from core.results import Counts, Result, Sample
-from core.run_spec import ModelSpec, SessionSpec
+from core.results import Counts, Result
+from core.run_spec import ModelSpec, PromptSpec, SessionSpec
 from core.runs import Run
 from core.runtime import Runtime
 from core.store import RunState, Store, this_process
-from core.types import Completion, Priority, Request
+from core.types import EngineStats
 
 _log = logging.getLogger(__name__)
 
-_FLUSH_S = 0.5
-_SAMPLE_S = 1.0
 _CHUNK_ROWS = 256
-_RATE_WINDOW_S = 30.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Progress:
-    """How far a run is. `eta_s` and the rate are None until there is something to go by."""
+    """How far a run is. `eta_s` and the rates are None until there is something to go by.
+
+    `cached_share`: prompt tokens of this stretch that came from the prefix cache.
+    """
 
     run_id: str
     state: RunState
@@ -57,42 +56,50 @@ class Progress:
     work_s: float
     output_tokens_per_s: float | None
     eta_s: float | None
+    rows_per_s: float | None = None
+    cached_share: float | None = None
     message: str = ""
 
 
 class BatchJob:
-    """One stretch of work on one run, on the runtime's loop; its numbers are read from any thread."""
+    """One stretch of work on one run, on the runtime's loop; its numbers are read from any thread.
+
+    `only_rows`: end after so many rows, the rest stays pending.
+    """
 
     def __init__(
         self, run: Run, runtime: Runtime, store: Store, counts: Counts, *, only_rows: int | None = None
     ) -> None:
         self.run = run
-        self.only_rows = only_rows
         self.state: RunState = "queued"
         self.message = ""
-        self.counts = counts
-        self.generated = 0
         self.rows = run.spec.input.rows
         self._runtime = runtime
         self._store = store
+        self._spec = run.spec
+        self._only_rows = only_rows
         self._params: dict[str, Any] = {}
-        self._buffer: list[Result] = []
         self._suspects: list[Item] = []
-        self._session_tokens = [0, 0]
         self._started_at = dt.datetime.now(dt.UTC)
         self._work_started: float | None = None
         self._work_ended: float | None = None
-        self._earlier_s = sum(session.wall_s for session in run.spec.sessions)
-        # (time, rows done, output tokens) at the last flushes; replaced whole, so any thread may read it
-        self._recent: tuple[tuple[float, int, int], ...] = ()
+        self._earlier_s = sum(session.wall_s for session in self._spec.sessions)
         self._end: tuple[RunState, str] = ("stopped", "")
         self._task: asyncio.Task[Any] | None = None
         self._stopping = False
-        self._sampled = 0.0
+        self._busy = 0
+        self._tail_started: float | None = None
+        self._keeper = Keeper(counts, f"write-{run.run_id}")
+        self._answerer = Answerer(
+            run.run_id, self._follow, choice_probabilities=self._spec.output.choice_probabilities
+        )
         self._reader = concurrent.futures.ThreadPoolExecutor(1, f"read-{run.run_id}")
-        self._writer = concurrent.futures.ThreadPoolExecutor(1, f"write-{run.run_id}")
 
     # -- read from any thread -------------------------------------------------
+
+    @property
+    def counts(self) -> Counts:
+        return self._keeper.counts
 
     @property
     def work_s(self) -> float:
@@ -102,24 +109,21 @@ class BatchJob:
         return (self._work_ended or time.monotonic()) - self._work_started
 
     def progress(self) -> Progress:
-        recent = self._recent
-        rate = eta = None
-        if len(recent) > 1 and recent[-1][0] > recent[0][0]:
-            seconds = recent[-1][0] - recent[0][0]
-            rate = (recent[-1][2] - recent[0][2]) / seconds
-            rows_per_s = (recent[-1][1] - recent[0][1]) / seconds
-            eta = (self.rows - self.counts.done) / rows_per_s if rows_per_s else None
+        rate, rows_per_s = self._keeper.rates()
         if not rate and self.state == "running":  # rows on their way, none at its end yet
             rate = self._runtime.status().output_tokens_per_s
+        work = self._answerer.work
         return Progress(
             run_id=self.run.run_id,
             state=self.state,
             rows=self.rows,
             counts=self.counts,
-            generated=self.generated,
+            generated=work.generated,
             work_s=self._earlier_s + self.work_s,
             output_tokens_per_s=rate,
-            eta_s=eta,
+            rows_per_s=rows_per_s,
+            eta_s=(self.rows - self.counts.done) / rows_per_s if rows_per_s else None,
+            cached_share=work.cached_tokens / work.prompt_tokens if work.prompt_tokens else None,
             message=self.message,
         )
 
@@ -128,20 +132,21 @@ class BatchJob:
     async def work(self) -> None:
         """Do the pending rows, or only so many. Ends in finished, failed or the state that `stop` was given.
 
-        Raises nothing but a bug.
+        A full disk pauses the work until there is room. Raises nothing but a bug.
         """
         self._task = asyncio.current_task()
         try:
-            self.state = "running"
-            self._publish()
-            connection = await self._in_reader(self.run.open_database)
-            try:
-                await self._work(connection)
-            finally:
-                connection.close()
-            self.state = "finished"
+            while True:
+                try:
+                    await self._stretch()
+                    break
+                except (duckdb.Error, OSError, sqlalchemy.exc.OperationalError) as error:
+                    if self._stopping or not disk.is_full(error):
+                        raise
+                    await self._wait_for_room()
+            self.state, self.message = "finished", ""
             if self.counts.done < self.rows:
-                self.state, self.message = "stopped", f"Tried {self.only_rows:,} rows."
+                self.state, self.message = "stopped", f"Tried {self._only_rows:,} rows."
         except asyncio.CancelledError:
             self.state, self.message = self._end
         except (WorkbenchError, OSError, duckdb.Error) as error:
@@ -151,7 +156,7 @@ class BatchJob:
             self.state, self.message = "failed", "An unexpected error; the log has it."
             raise
         finally:
-            self._work_ended = time.monotonic()
+            self._work_ended = self._work_ended or time.monotonic()
             self._close()
 
     async def stop(self, state: RunState, message: str) -> None:
@@ -161,16 +166,49 @@ class BatchJob:
             self._end = (state, message)
             self._task.cancel()
 
+    async def _wait_for_room(self) -> None:
+        """Stand still until the disk takes data again; what is generated and not kept waits in memory."""
+        self.state = "paused"
+        self.message = f"The disk of {self.run.folder} is full. The run goes on when there is room."
+        _log.error("run %s: %s", self.run.run_id, self.message)
+        self._publish()
+        await disk.wait_for_room(self.run.folder)
+        self.message = ""
+
+    async def _stretch(self) -> None:
+        self.state = "running"
+        self._publish()
+        connection = await self._in_reader(self.run.open_database)
+        try:
+            await self._work(connection)
+        finally:
+            connection.close()
+
     async def _work(self, connection: duckdb.DuckDBPyConnection) -> None:
         reader, writer = connection.cursor(), connection.cursor()
-        self.counts = await self._in_reader(results.read_counts, reader)
-        pending = (await self._in_reader(results.read_pending, reader))[: self.only_rows]
+        await self._in_reader(results.create, reader)
         engine = await self._runtime.wait_engine()
         await self._in_reader(self._note_model, engine)
-        self._work_started = time.monotonic()
-        self._recent = ((self._work_started, self.counts.done, 0),)
+        self._work_started = self._work_started or time.monotonic()
+        self.message = "Planning the order of the rows."
+        plan = await self._in_reader(self._plan, reader, engine)
+        self.message = ""
+        if plan.duplicates:
+            await self._in_reader(results.share_kept, reader)
+        counts = await self._in_reader(results.read_counts, reader)
+        self._keeper.begin(
+            writer,
+            counts,
+            replace=await self._in_reader(results.any_stale, reader),
+            share=plan.duplicates > 0,
+            look=self._look,
+            publish=self._publish,
+        )
+        await self._keeper.flush()  # what a full disk refused before: those rows are done
+        pending = (await self._in_reader(plans.pending, reader))[: self._only_rows]
+        self._preparer = await self._in_reader(self._make_preparer, reader, engine, plan)
         ended = asyncio.Event()
-        flusher = asyncio.create_task(self._flush_often(writer, ended))
+        flusher = asyncio.create_task(self._keeper.flush_often(ended))
         work = asyncio.create_task(self._generate_all(reader, pending, engine))
         try:
             # a disk that is full shows in the flusher: the work must end then, not go on unkept
@@ -183,58 +221,87 @@ class BatchJob:
             await flusher  # its last flush; a failure to keep rows is the run's failure
             self._work_ended = time.monotonic()
         await work
-        if self.counts.done < self.rows and self.only_rows is None:
+        if self.counts.done < self.rows and self._only_rows is None:
             raise RunError(f"{self.rows - self.counts.done:,} rows have no result.", hint="Resume the run.")
 
     def _in_reader(self, function: Callable[..., Any], *args: Any) -> asyncio.Future[Any]:
         return asyncio.get_running_loop().run_in_executor(self._reader, function, *args)
 
+    def _plan(self, reader: duckdb.DuckDBPyConnection, engine: Engine) -> PlanInfo:
+        """The plan that is there if it fits what is asked, or a new one."""
+        columns = tables.info(reader).columns
+        recipe = Recipe(self._spec.prompt, columns)
+        return plans.make(
+            reader,
+            recipe.variables,
+            () if recipe.order_fixed else recipe.fields,
+            columns,
+            self._spec.plan,
+            is_deterministic(self._spec.prompt, self._params),
+            slots=engine.info.batch_slots,
+        )
+
+    def _make_preparer(self, reader: duckdb.DuckDBPyConnection, engine: Engine, plan: PlanInfo) -> Preparer:
+        columns = tables.info(reader).columns
+        recipe = Recipe(self._spec.prompt, columns)
+        return Preparer(recipe, columns, engine, self._params, self._spec.overflow, plan.field_orders)
+
+    async def _follow(self, item: Item, answer: str) -> Item | Result:
+        return await self._in_reader(self._preparer.follow, item, answer)
+
     async def _generate_all(self, reader: Any, pending: Any, engine: Engine) -> None:
         """Feed rows to as many workers as the engine has batch slots; then the suspects, one by one."""
         queue: asyncio.Queue[Item | None] = asyncio.Queue(maxsize=2 * _CHUNK_ROWS)
         slots = min(engine.info.batch_slots, max(1, len(pending)))
+        self._tail_started = None
         try:
             async with asyncio.TaskGroup() as group:
-                group.create_task(self._feed(reader, pending, engine, queue, slots))
+                group.create_task(self._feed(reader, pending, queue, slots))
                 for _slot in range(slots):
-                    group.create_task(self._serve(queue))
+                    group.create_task(self._serve(queue, slots))
         except BaseExceptionGroup as failures:
             raise failures.exceptions[0] from failures  # the others met the same: the engine is gone
         for item in self._suspects:
             await self._generate(item, deaths_allowed=0)
 
-    async def _feed(self, reader: Any, pending: Any, engine: Engine, queue: Any, slots: int) -> None:
-        preparer = await self._in_reader(Preparer, self.run.recipe(), reader, engine)
+    async def _feed(self, reader: Any, pending: Any, queue: Any, slots: int) -> None:
         for start in range(0, len(pending), _CHUNK_ROWS):
-            rows = pending[start : start + _CHUNK_ROWS]
-            for ready in await self._in_reader(preparer.prepare, rows):
+            for ready in await self._in_reader(self._prepare, reader, pending[start : start + _CHUNK_ROWS]):
                 if isinstance(ready, Result):
-                    self._buffer.append(ready)
+                    self._keeper.add(ready, generated=False)
                 else:
                     await queue.put(ready)
         for _slot in range(slots):
             await queue.put(None)
 
-    async def _serve(self, queue: Any) -> None:
+    def _prepare(self, reader: duckdb.DuckDBPyConnection, positions: Any) -> list[Item | Result]:
+        """Rows ready for the engine, and results of those that need none: bad rows, answers that hold."""
+        rows = plans.read(reader, tables.info(reader).columns, positions, self._preparer.variables)
+        ready = self._preparer.prepare(rows)
+        if not self._keeper.replaces:
+            return ready
+        asked = {item.row: (item.key, item.params["max_tokens"]) for item in ready if isinstance(item, Item)}
+        kept = results.still_valid(reader, asked)
+        return [kept.get(entry.row, entry) for entry in ready]
+
+    async def _serve(self, queue: Any, slots: int) -> None:
         while (item := await queue.get()) is not None:
-            await self._generate(item, deaths_allowed=1)
+            self._busy += 1
+            try:
+                await self._generate(item, deaths_allowed=1)
+            finally:
+                self._busy -= 1
+        # the queue is at its end: from here on the batch only gets emptier
+        if self._busy < slots / 2 and self._tail_started is None:
+            self._tail_started = time.monotonic()
 
     async def _generate(self, item: Item, *, deaths_allowed: int) -> None:
         """One row to its result. A row that saw the engine die too often is set aside, then blamed."""
-        request = Request(
-            id=f"{self.run.run_id}-{item.row}",
-            prompt=item.token_ids,
-            params=self._params,
-            priority=Priority.BATCH,
-        )
         deaths = 0
         while True:
             engine = await self._runtime.wait_engine()
-            self.generated += 1
             try:
-                self._keep(item.row, await engine.complete(request))
-            except RequestRejected as error:
-                self._buffer.append(Result(row=item.row, status="error", error=str(error)))
+                self._keeper.add(await self._answerer.answer(item, engine))
             except EngineDied as error:
                 deaths += 1
                 if deaths <= deaths_allowed:
@@ -243,67 +310,12 @@ class BatchJob:
                     self._suspects.append(item)
                 else:
                     message = f"The engine died while it answered this row alone: {error.message}"
-                    self._buffer.append(Result(row=item.row, status="error", error=message))
+                    self._keeper.add(Result(row=item.row, status="error", error=message))
             return
 
-    def _keep(self, row: int, completion: Completion) -> None:
-        self._session_tokens[0] += completion.prompt_tokens
-        self._session_tokens[1] += completion.output_tokens
-        self._buffer.append(
-            Result(
-                row=row,
-                status="ok",
-                answer=completion.text,
-                finish_reason=completion.finish_reason,
-                prompt_tokens=completion.prompt_tokens,
-                output_tokens=completion.output_tokens,
-                cached_tokens=completion.cached_tokens,
-                ttft_s=completion.timing.ttft_s,
-                e2el_s=completion.timing.e2el_s,
-            )
-        )
-
-    # -- keeping --------------------------------------------------------------
-
-    async def _flush_often(self, writer: duckdb.DuckDBPyConnection, ended: asyncio.Event) -> None:
-        """Flush until the work has `ended`, and once more then. Never cancelled in the middle of a flush."""
-        while not ended.is_set():
-            await self._flush(writer)
-            with contextlib.suppress(TimeoutError):  # that is the time between two flushes
-                await asyncio.wait_for(ended.wait(), _FLUSH_S)
-        await self._flush(writer)  # what came while the last one was written
-
-    async def _flush(self, writer: duckdb.DuckDBPyConnection) -> None:
-        """Keep what is buffered. Rows whose flush fails stay pending, and the failure ends the run."""
-        # taken here, on the loop, where it is filled: on the writer's thread a row could slip between
-        batch, self._buffer = self._buffer, []
-        counts = _add(self.counts, batch)
-        now = time.monotonic()
-        recent = (*self._recent, (now, counts.done, self._session_tokens[1]))
-        self._recent = tuple(sample for sample in recent if now - sample[0] <= _RATE_WINDOW_S)
-        if batch or now - self._sampled >= _SAMPLE_S:
-            self._sampled = now
-            loop = asyncio.get_running_loop()
-            await loop.run_in_executor(self._writer, self._write, writer, batch, counts)
-
-    def _write(self, writer: duckdb.DuckDBPyConnection, batch: list[Result], counts: Counts) -> None:
+    def _look(self) -> tuple[EngineStats, float, float]:
         status = self._runtime.status()
-        # the engine counts tokens as they come, we whole answers: ours serves where the engine says nothing
-        rate = status.output_tokens_per_s or self._last_rate()
-        work_s = self._earlier_s + self.work_s
-        stats = status.stats
-        sample = Sample(
-            work_s=work_s, done=counts.done, output_tokens_per_s=rate, kv_cache_usage=stats.kv_cache_usage
-        )
-        results.append(writer, batch, sample)
-        self.counts = counts
-        self._publish()
-
-    def _last_rate(self) -> float:
-        """Output tokens/s over the last few flushes."""
-        window = self._recent[-5:]
-        seconds = window[-1][0] - window[0][0]
-        return (window[-1][2] - window[0][2]) / seconds if seconds else 0.0
+        return status.stats, status.output_tokens_per_s, self._earlier_s + self.work_s
 
     def _note_model(self, engine: Engine) -> None:
         """Write down what answers, and the parameters with the model's own defaults filled in.
@@ -328,32 +340,42 @@ class BatchJob:
             settings=to_jsonable_python(dict(info.settings), fallback=str),
         )
         described = to_jsonable_python(asdict(machine.describe()))
-        self.run.update(model=model, engine=engine.spec, params=self._params, machine=described)
+        self._spec = self.run.update(model=model, engine=engine.spec, params=self._params, machine=described)
         self._store.update_run(self.run.run_id, model=info.model)
 
     def _publish(self) -> None:
         """Tell the catalogue. Seconds of work add up over the stretches."""
-        ended = self.state not in ("queued", "running")
-        owner = {"owner_pid": None, "owner_started": None} if ended else this_process()
-        self._store.update_run(
-            self.run.run_id,
-            state=self.state,
-            message=self.message,
-            wall_s=self._earlier_s + self.work_s,
-            **asdict(self.counts),
-            **owner,
-        )
+        at_work = self.state in ("queued", "running") or (self.state == "paused" and not self._stopping)
+        owner = this_process() if at_work else {"owner_pid": None, "owner_started": None}
+        counts = {name: value for name, value in asdict(self.counts).items() if name != "shared"}
+        try:
+            self._store.update_run(
+                self.run.run_id,
+                state=self.state,
+                message=self.message,
+                wall_s=self._earlier_s + self.work_s,
+                **counts,
+                **owner,
+            )
+        except sqlalchemy.exc.OperationalError as error:
+            # the catalogue only repeats what the run's folder holds; it is told again at the next flush
+            if not disk.is_full(error):
+                raise
+            _log.error("run %s: the catalogue can't be written: %s", self.run.run_id, error)
 
     def _close(self) -> None:
         self._reader.shutdown(wait=False)
-        self._writer.shutdown(wait=False)
+        self._keeper.close()
+        work = self._answerer.work
         session = SessionSpec(
             started_at=self._started_at,
             state=self.state,
-            generated=self.generated,
-            prompt_tokens=self._session_tokens[0],
-            output_tokens=self._session_tokens[1],
+            generated=work.generated,
+            prompt_tokens=work.prompt_tokens,
+            output_tokens=work.output_tokens,
+            cached_tokens=work.cached_tokens,
             wall_s=self.work_s,
+            tail_s=self._work_ended - self._tail_started if self._tail_started else None,
         )
         try:
             self.run.update(sessions=(*self.run.spec.sessions, session))
@@ -361,12 +383,8 @@ class BatchJob:
             self._publish()
 
 
-def _add(counts: Counts, batch: Sequence[Result]) -> Counts:
-    statuses = [result.status for result in batch]
-    return Counts(
-        ok=counts.ok + statuses.count("ok"),
-        errors=counts.errors + statuses.count("error"),
-        skipped=counts.skipped + statuses.count("skipped"),
-        prompt_tokens=counts.prompt_tokens + sum(result.prompt_tokens or 0 for result in batch),
-        output_tokens=counts.output_tokens + sum(result.output_tokens or 0 for result in batch),
-    )
+def is_deterministic(prompt: PromptSpec, params: Any) -> bool:
+    """Whether equal requests of a run surely get equal answers: no chance, or chance with a given seed."""
+    if prompt.mode == "openai" or {"temperature", "seed"} & set(prompt.param_columns):
+        return False
+    return params.get("temperature", 1.0) == 0 or params.get("seed") is not None

@@ -1,67 +1,180 @@
-"""Table rows into requests: rendered, in the model's chat form, tokenized many at a time."""
+"""Table rows into requests: rendered, in the model's chat form, tokenized many at a time, made to fit."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
-from core import prompts, results, tables
+from core import prompts, sampling
+from core.asks import Ask
 from core.engines.base import Engine
-from core.errors import TemplateError, WorkbenchError
-from core.prompts import PromptRecipe
+from core.errors import ParameterError, TemplateError, WorkbenchError
+from core.recipes import Recipe
 from core.results import InputRow, Result
+from core.run_spec import OverflowSpec
+from core.tables import Column
+from core.types import Message
+
+_CUT_ATTEMPTS = 6
 
 
 @dataclass(frozen=True, slots=True)
 class Item:
-    """A row ready for the engine."""
+    """A row ready for the engine. `turns` are the user messages still to come after this one.
+
+    `key` is a digest of all that decides the answer but `max_tokens`; `text` is set when the
+    prompt is no chat. `truncated_tokens`: what was cut from the prompt to make it fit.
+    """
 
     row: int
     token_ids: Sequence[int]
+    params: Mapping[str, Any]
+    key: bytes
+    messages: tuple[Message, ...] = ()
+    turns: tuple[str, ...] = ()
+    text: str | None = None
+    truncated_tokens: int | None = None
 
 
 class Preparer:
-    """Rows of the table into token ids, or into the reason why not. Runs on the reader's thread."""
+    """Rows of the table into Items, or into the reason why not. Runs on the reader's thread.
 
-    def __init__(self, recipe: PromptRecipe, reader: Any, engine: Engine) -> None:
-        self._reader = reader
-        self._engine = engine
-        self._columns = tables.info(reader).columns
-        self._position = {column.name: index for index, column in enumerate(self._columns)}
+    `params` are the run's, complete; a row's own are laid over them.
+    """
+
+    def __init__(
+        self,
+        recipe: Recipe,
+        columns: Sequence[Column],
+        engine: Engine,
+        params: Mapping[str, Any],
+        overflow: OverflowSpec,
+        field_orders: Sequence[Sequence[str]] = (),
+    ) -> None:
         self._recipe = recipe
+        self._width = len(columns)
+        self._position = {column.name: index for index, column in enumerate(columns)}
+        self._engine = engine
+        self._params = dict(params)
+        self._overflow = overflow
+        self._field_orders = field_orders
 
-    def prepare(self, wanted: Sequence[int]) -> list[Item | Result]:
-        """One entry a row, in order."""
-        rows = results.read_rows(self._reader, self._columns, wanted, only=self._recipe.variables)
-        ready: dict[int, Any] = {row.row: self._chat(row) for row in rows}
-        chats = {row: chat for row, chat in ready.items() if isinstance(chat, list)}
-        for row, outcome in zip(chats, encode_chats(self._engine, list(chats.values())), strict=True):
-            ready[row] = Item(row, outcome) if isinstance(outcome, list) else _failed(row, outcome)
-        return [self._fitting(item) for item in ready.values()]
+    @property
+    def variables(self) -> tuple[str, ...]:
+        """The columns that `prepare` needs."""
+        return self._recipe.variables
 
-    def _chat(self, row: InputRow) -> Any:
+    def prepare(self, rows: Sequence[tuple[InputRow, int | None]]) -> list[Item | Result]:
+        """One entry a row, in order. Each row comes with the index of its field order, if it has one."""
+        return self._encoded([self._item(row, order) for row, order in rows])
+
+    def follow(self, item: Item, answer: str) -> Item | Result:
+        """The request for the next turn, once `answer` is there."""
+        turns = (Message("assistant", answer), Message("user", item.turns[0]))
+        following = replace(item, messages=(*item.messages, *turns), turns=item.turns[1:])
+        (outcome,) = self._encoded([following])
+        return outcome
+
+    def _item(self, row: InputRow, order: int | None) -> Item | Result:
         if row.problem:
             return Result(row=row.row, status="error", error=row.problem)
         if row.cells is not None:
             missing = [name for name in self._recipe.variables if self._position[name] >= row.cells]
             if missing:
-                cells = f"it has {row.cells} of {len(self._columns)} cells"
+                cells = f"it has {row.cells} of {self._width} cells"
                 message = f"line {row.line} ends before column {missing[0]!r}: {cells}"
                 return Result(row=row.row, status="error", error=message)
         try:
-            chat = self._recipe.messages(row.values)
-        except TemplateError as error:
+            ask = self._recipe.ask(row.values, None if order is None else self._field_orders[order])
+            if ask is None:
+                return Result(row=row.row, status="skipped", error="The prompt is empty.")
+            params = sampling.validate({**self._params, **ask.params}) if ask.params else self._params
+            if ask.turns and params.get("n", 1) > 1:
+                raise ParameterError("n is more than 1 in a talk of several turns.", hint="Leave n out.")
+        except (TemplateError, ParameterError) as error:
             return _failed(row.row, error)
-        return chat or Result(row=row.row, status="skipped", error="The prompt is empty.")
+        return Item(row.row, (), params, request_key(ask, params, self._overflow),
+                    tuple(ask.messages), tuple(ask.turns), ask.text)  # fmt: skip
 
-    def _fitting(self, item: Item | Result) -> Item | Result:
+    def _encoded(self, items: list[Item | Result]) -> list[Item | Result]:
+        """Give each Item its tokens, and make it fit or say that it doesn't."""
+        chats = [(at, item) for at, item in enumerate(items) if isinstance(item, Item) and item.text is None]
+        texts = [
+            (at, item) for at, item in enumerate(items) if isinstance(item, Item) and item.text is not None
+        ]
+        outcomes = encode_chats(self._engine, [item.messages for _at, item in chats])
+        encoded = (
+            self._engine.encode([item.text for _at, item in texts], add_special_tokens=True) if texts else []
+        )
+        for (at, item), outcome in zip([*chats, *texts], [*outcomes, *encoded], strict=True):
+            if isinstance(outcome, WorkbenchError):
+                items[at] = _failed(item.row, outcome)
+            else:
+                items[at] = self._fitting(replace(item, token_ids=outcome))
+        return items
+
+    def _fitting(self, item: Item) -> Item | Result:
         limit = self._engine.info.max_model_len
-        if isinstance(item, Result) or len(item.token_ids) < limit:
-            return item
         tokens = len(item.token_ids)
-        message = f"The prompt has {tokens:,} tokens; the context holds {limit:,}, the answer included."
-        return Result(row=item.row, status="error", error=message, prompt_tokens=tokens)
+        overflow = self._overflow
+        if overflow.action == "error":
+            most = min(limit - 1, overflow.prompt_tokens or limit)
+            if tokens <= most:
+                return item
+            message = f"The prompt has {tokens:,} tokens; the context holds {limit:,}, the answer included."
+            if tokens < limit:
+                message = f"The prompt has {tokens:,} tokens; at most {most:,} are allowed."
+            return Result(row=item.row, status="error", error=message, prompt_tokens=tokens)
+        answer = int(item.params.get("max_tokens", sampling.BY_NAME["max_tokens"].default))
+        most = max(1, min(overflow.prompt_tokens or limit, limit - answer))
+        return item if tokens <= most else self._cut(item, most)
+
+    def _cut(self, item: Item, most: int) -> Item | Result:
+        """Shorten the last user message until the prompt has at most `most` tokens.
+
+        The message is cut, not the finished prompt: the model's own frame around it stays whole.
+        """
+        if item.text is not None:
+            ids = item.token_ids[-most:] if self._overflow.action == "left" else item.token_ids[:most]
+            return replace(item, token_ids=ids, truncated_tokens=len(item.token_ids) - most)
+        last = item.messages[-1]
+        (content,) = self._engine.encode([last.content])
+        keep = len(content)
+        over = len(item.token_ids) - most
+        for _attempt in range(_CUT_ATTEMPTS):  # cutting may join tokens differently: a token or two more
+            keep -= over
+            if keep < 1:
+                break
+            kept = content[-keep:] if self._overflow.action == "left" else content[:keep]
+            text = self._engine.decode(kept).strip("\ufffd")  # half a character at the edge
+            messages = (*item.messages[:-1], Message(last.role, text))
+            (outcome,) = encode_chats(self._engine, [messages])
+            if isinstance(outcome, WorkbenchError):
+                return _failed(item.row, outcome)
+            over = len(outcome) - most
+            if over <= 0:
+                cut = len(content) - keep
+                return replace(item, token_ids=outcome, messages=messages, truncated_tokens=cut)
+        message = (
+            f"The prompt can't be cut to {most:,} tokens: what stands around the last message is longer."
+        )
+        return Result(row=item.row, status="error", error=message, prompt_tokens=len(item.token_ids))
+
+
+def request_key(ask: Ask, params: Mapping[str, Any], overflow: OverflowSpec) -> bytes:
+    """A digest of all that decides the answer, `max_tokens` left out: 16 bytes."""
+    asked = [
+        [[message.role, message.content] for message in ask.messages],
+        list(ask.turns),
+        ask.text,
+        {name: value for name, value in params.items() if name != "max_tokens"},
+        [overflow.action, overflow.prompt_tokens],
+    ]
+    text = json.dumps(asked, sort_keys=True, ensure_ascii=False)
+    return hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=16).digest()
 
 
 def _failed(row: int, error: WorkbenchError) -> Result:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import time
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import duckdb
@@ -83,13 +83,17 @@ class InputRow:
 
 @dataclass(frozen=True, slots=True)
 class Counts:
-    """Rows by how they ended, and the tokens of all answers kept."""
+    """Rows by how they ended, and the tokens of all answers kept.
+
+    `shared` rows got their answer from another row that asks the same; its tokens count once.
+    """
 
     ok: int = 0
     errors: int = 0
     skipped: int = 0
     prompt_tokens: int = 0
     output_tokens: int = 0
+    shared: int = 0
 
     @property
     def done(self) -> int:
@@ -126,7 +130,8 @@ def read_counts(connection: duckdb.DuckDBPyConnection) -> Counts:
         SELECT count(*) FILTER (status = 'ok'), count(*) FILTER (status = 'error'),
                count(*) FILTER (status = 'skipped'),
                coalesce(sum(prompt_tokens) FILTER (same_as IS NULL), 0)::BIGINT,
-               coalesce(sum(output_tokens) FILTER (same_as IS NULL), 0)::BIGINT
+               coalesce(sum(output_tokens) FILTER (same_as IS NULL), 0)::BIGINT,
+               count(same_as)
         FROM results WHERE stale IS NOT TRUE
         """
     ).fetchall()
@@ -140,6 +145,67 @@ def read_pending(connection: duckdb.DuckDBPyConnection) -> Any:
         ORDER BY _row
     """
     return connection.execute(query).fetchnumpy()["_row"]
+
+
+def any_stale(connection: duckdb.DuckDBPyConnection) -> bool:
+    """Whether some results wait to be replaced."""
+    ((found,),) = connection.execute("SELECT count(*) > 0 FROM (FROM results WHERE stale LIMIT 1)").fetchall()
+    return found
+
+
+def mark_stale(connection: duckdb.DuckDBPyConnection, condition: str = "true") -> int:
+    """Have the rows that meet `condition` (SQL of ours, never from outside) done again. Returns how many.
+
+    Their results stay until the new ones are there.
+    """
+    query = f"UPDATE results SET stale = true WHERE stale IS NOT TRUE AND ({condition})"
+    ((changed,),) = connection.execute(query).fetchall()
+    return changed
+
+
+def share_kept(connection: duckdb.DuckDBPyConnection) -> None:
+    """Give kept results to the rows that share them and have none: those a new plan found."""
+    owed = """
+        FROM copies JOIN results AS kept ON kept._row = copies.first AND kept.stale IS NOT TRUE
+        WHERE copies._row NOT IN (SELECT _row FROM results WHERE stale IS NOT TRUE)
+    """
+    connection.execute("BEGIN")
+    try:
+        connection.execute(
+            f"CREATE OR REPLACE TEMP TABLE owed AS "
+            f"SELECT kept.* REPLACE (copies._row AS _row, copies.first AS same_as) {owed}"
+        )
+        connection.execute("DELETE FROM results WHERE _row IN (SELECT _row FROM owed)")
+        connection.execute("INSERT INTO results BY NAME SELECT * FROM owed")
+        connection.execute("COMMIT")
+    except BaseException:
+        with contextlib.suppress(duckdb.Error):
+            connection.execute("ROLLBACK")
+        raise
+
+
+def still_valid(
+    connection: duckdb.DuckDBPyConnection, asked: Mapping[int, tuple[bytes, int]]
+) -> dict[int, Result]:
+    """Stale results that need no new answer, by row. `asked`: (request key, max_tokens) of each row now.
+
+    An answer holds when the same was asked, and the new max_tokens would not have cut it elsewhere.
+    """
+    names = [field.name for field in list(_SCHEMA)[:-1]]
+    found = connection.execute(
+        f"SELECT {', '.join(names)} FROM results WHERE stale AND status = 'ok' "
+        "AND _row IN (SELECT unnest(?::BIGINT[]))",
+        [list(asked)],
+    ).fetchall()
+    valid = {}
+    for row, *values in found:
+        result = Result(row=row, **dict(zip(names[1:], values, strict=True)))
+        key, max_tokens = asked[row]
+        tokens = result.output_tokens or 0
+        whole = tokens <= max_tokens if result.finish_reason == "stop" else tokens == max_tokens
+        if result.request_key == key and whole:
+            valid[row] = replace(result, same_as=None)
+    return valid
 
 
 def read_rows(
@@ -181,7 +247,7 @@ class Sample:
     """The state of the work at one moment. `kv_cache_usage`, `prefix_hit_rate`: shares, None if unknown."""
 
     work_s: float
-    done: int
+    done: int = 0
     output_tokens_per_s: float
     kv_cache_usage: float | None = None
     prefix_hit_rate: float | None = None
@@ -192,14 +258,15 @@ def append(
     connection: duckdb.DuckDBPyConnection,
     results: Sequence[Result],
     sample: Sample,
+    counts: Counts,
     *,
     replace: bool = False,
     share: bool = False,
-) -> None:
-    """Keep results and one progress sample in one transaction.
+) -> Counts:
+    """Keep results and one progress sample in one transaction; give `counts` with them added.
 
-    `replace`: rows may have a stale result, which goes. `share`: give each result to the
-    rows that the plan found to ask the same.
+    `replace`: rows may have a stale result, which goes. `share`: each result is given to the
+    rows that the plan found to ask the same, too.
     """
     now = time.time()
     batch = pa.table(  # noqa: F841
@@ -212,17 +279,19 @@ def append(
     )
     connection.execute("BEGIN")
     try:
+        counts = _with(counts, results)
         if results:
-            source = _SHARED if share else "SELECT * FROM batch"  # DuckDB finds the variable
+            if share:
+                connection.execute(f"CREATE OR REPLACE TEMP TABLE shared AS {_SHARED}")
+                copied = connection.execute(_COPIED).fetchall()
+                counts = _with_copies(counts, dict(copied))
+            source = "shared" if share else "batch"  # DuckDB finds the variable
             if replace:
-                shared = " OR _row IN (SELECT _row FROM copies WHERE first IN (SELECT _row FROM batch))"
-                connection.execute(
-                    f"DELETE FROM results WHERE _row IN (SELECT _row FROM batch){shared if share else ''}"
-                )
-            connection.execute(f"INSERT INTO results BY NAME {source}")
+                connection.execute(f"DELETE FROM results WHERE _row IN (SELECT _row FROM {source})")
+            connection.execute(f"INSERT INTO results BY NAME SELECT * FROM {source}")
         connection.execute(
             "INSERT INTO progress VALUES (?, ?, ?, ?, ?, ?, ?)",
-            [now, sample.work_s, sample.done, sample.output_tokens_per_s, sample.kv_cache_usage,
+            [now, sample.work_s, counts.done, sample.output_tokens_per_s, sample.kv_cache_usage,
              sample.prefix_hit_rate, sample.running],
         )  # fmt: skip
         connection.execute("COMMIT")
@@ -230,6 +299,7 @@ def append(
         with contextlib.suppress(duckdb.Error):  # a failed COMMIT has already rolled back
             connection.execute("ROLLBACK")
         raise
+    return counts
 
 
 _SHARED = """
@@ -238,3 +308,39 @@ _SHARED = """
     SELECT batch.* REPLACE (copies._row AS _row, copies.first AS same_as)
     FROM batch JOIN copies ON copies.first = batch._row
 """
+_COPIED = "SELECT status, count(*) FROM shared WHERE same_as IS NOT NULL GROUP BY 1"
+
+
+def _with(counts: Counts, results: Sequence[Result]) -> Counts:
+    statuses = [result.status for result in results]
+    return Counts(
+        ok=counts.ok + statuses.count("ok"),
+        errors=counts.errors + statuses.count("error"),
+        skipped=counts.skipped + statuses.count("skipped"),
+        prompt_tokens=counts.prompt_tokens + sum(result.prompt_tokens or 0 for result in results),
+        output_tokens=counts.output_tokens + sum(result.output_tokens or 0 for result in results),
+        shared=counts.shared,
+    )
+
+
+def _with_copies(counts: Counts, copied: Mapping[str, int]) -> Counts:
+    return replace(
+        counts,
+        ok=counts.ok + copied.get("ok", 0),
+        errors=counts.errors + copied.get("error", 0),
+        skipped=counts.skipped + copied.get("skipped", 0),
+        shared=counts.shared + sum(copied.values()),
+    )
+
+
+def read_samples(connection: duckdb.DuckDBPyConnection, points: int) -> list[Sample]:
+    """About `points` samples, oldest first."""
+    rows = connection.execute(
+        "SELECT work_s, done, output_tokens_per_s, kv_cache_usage, prefix_hit_rate, running "
+        "FROM (SELECT *, row_number() OVER (ORDER BY work_s DESC) - 1 AS nth, count(*) OVER () AS n "
+        "FROM progress) "
+        "WHERE nth % greatest(1, n // ?) = 0 ORDER BY work_s",
+        [points],
+    ).fetchall()
+    names = ("work_s", "done", "output_tokens_per_s", "kv_cache_usage", "prefix_hit_rate", "running")
+    return [Sample(**dict(zip(names, row, strict=True))) for row in rows]

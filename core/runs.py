@@ -11,39 +11,21 @@ import datetime as dt
 import os
 import shutil
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import duckdb
 
-from core import prompts, results, sampling, tables
-from core.errors import RunBusy, RunError, RunNotFound, TableError
-from core.run_spec import InputSpec, Instructions, PromptSpec, RunSpec
+from core import exports, prompts, results, sampling, tables
+from core.errors import ParameterError, RunBusy, RunError, RunNotFound, TableError
+from core.recipes import Recipe
+from core.run_spec import InputSpec, Instructions, OutputSpec, PromptSpec, RunSpec
 from core.store import new_id
 
 # Small and fixed: every connection of a process must ask for the same, and the engine needs the cores.
 _DUCKDB = {"memory_limit": "512MB", "threads": "2"}
 _LOCK_PATIENCE_S = 3.0
-
-_ANSWER_FIELDS = ("answer", "status", "error", "finish_reason", "prompt_tokens", "output_tokens")
-
-
-def check_answer_column(prefix: str, columns: Sequence[str]) -> None:
-    """Raise TableError when the answer columns would clash with the file's own."""
-    if not prefix.strip():
-        raise TableError("The answer column needs a name.", hint="Give one, such as answer.")
-    clashes = [name for name in answer_columns(prefix) if name in columns]
-    if clashes:
-        raise TableError(
-            f"The file already has a column {clashes[0]!r}, where an answer would go.",
-            hint="Choose another name for the answer column (--answer-column).",
-        )
-
-
-def answer_columns(prefix: str) -> tuple[str, ...]:
-    """The names of the new columns: `answer`, `answer_status`, ..."""
-    return tuple(prefix if name == "answer" else f"{prefix}_{name}" for name in _ANSWER_FIELDS)
 
 
 class Run:
@@ -97,7 +79,7 @@ class Run:
                     columns=tuple(column.name for column in info.columns),
                 ),
             )
-            run.write(_instructed(spec, instructions) if instructions else spec)
+            run.write(_instructed(spec, instructions, info.columns) if instructions else spec)
         except BaseException as error:
             shutil.rmtree(run.folder, ignore_errors=True)
             if isinstance(error, TableError) and name:  # an upload lies under a name of our own
@@ -157,15 +139,16 @@ class Run:
 
         Raises UnknownColumn, TemplateError, ParameterError or TableError; then nothing changed.
         """
-        spec = _instructed(self.spec, instructions)
+        spec = _instructed(self.spec, instructions, self.info().columns)
         self.write(spec)
         return spec
 
-    def recipe(self) -> prompts.PromptRecipe:
+    def recipe(self) -> Recipe:
+        """How a row becomes a request. Raises RunError while nothing is asked."""
         spec = self.spec
         if spec.prompt is None:
             raise RunError(f"Run {self.run_id} has no prompt yet.", hint="Write a template first.")
-        return prompts.PromptRecipe(spec.prompt.template, spec.input.columns, system=spec.prompt.system)
+        return Recipe(spec.prompt, self.info().columns)
 
     # -- the database -----------------------------------------------------------
 
@@ -205,14 +188,11 @@ class Run:
         with self.connect() as connection:
             return results.read_counts(connection)
 
-    def progress(self, points: int = 300) -> list[tuple[float, int, float, float | None]]:
-        """About `points` of (seconds of work, rows done, output tokens/s, KV-cache share), oldest first."""
+    def samples(self, points: int = 300) -> list[results.Sample]:
+        """About `points` looks at the work over time, oldest first."""
         with self.connect() as connection:
-            rows = connection.execute(
-                "SELECT work_s, done, output_tokens_per_s, kv_cache_usage FROM progress ORDER BY work_s"
-            ).fetchall()
-        step = max(1, len(rows) // points)
-        return rows[::step]
+            results.create(connection)  # a run of an older version lacks columns
+            return results.read_samples(connection, points)
 
     def preview(self, limit: int, *, offset: int = 0, with_answers: bool = False) -> list[dict[str, Any]]:
         """Rows as a template sees them, by column name, in file order; with the answer columns if asked."""
@@ -221,11 +201,13 @@ class Run:
             rows = results.read_rows(connection, columns, range(offset, offset + limit))
             values = [dict(row.values) for row in rows]
             if with_answers:
-                names = answer_columns(self.spec.answer_column)
+                added = exports.answer_columns(self.spec)
                 kept = connection.execute(
-                    f"SELECT _row, {', '.join(_ANSWER_FIELDS)} FROM results WHERE _row >= ? AND _row < ?",
+                    f"SELECT _row, {', '.join(column.sql for column in added)} FROM results "
+                    "WHERE _row >= ? AND _row < ?",
                     [offset, offset + limit],
                 ).fetchall()
+                names = [column.name for column in added]
                 answers = {row: dict(zip(names, rest, strict=True)) for row, *rest in kept}
                 blank = dict.fromkeys(names)
                 for row, value in zip(rows, values, strict=True):
@@ -268,34 +250,64 @@ class Run:
         Rows without an answer yet have empty answer columns. Raises TableError.
         `escape_formulas` guards the answers only: what came in goes out unchanged.
         """
-        format = tables.export_format(path, format)
-        names = answer_columns(self.spec.answer_column)
         with self.connect() as connection:
-            columns = tables.info(connection).columns
-            answers = [tables.Column(name, "native", "") for name in names]
-            cells = ", ".join(f"input.c{index}" for index in range(len(columns)))
-            fields = ", ".join(f"results.{name}" for name in _ANSWER_FIELDS)
-            joined = connection.cursor().sql(
-                f"SELECT {cells}, {fields} FROM input LEFT JOIN results USING (_row) ORDER BY input._row"
+            return exports.export(
+                connection, self.spec, path, format=format, escape_formulas=escape_formulas, bom=bom
             )
-            batches = joined.to_arrow_reader(5_000)
-            escape = frozenset({names[0], names[2]}) if escape_formulas else frozenset()
-            return tables.write(path, [*columns, *answers], batches, format=format, escape=escape, bom=bom)
 
 
-def _instructed(spec: RunSpec, asked: Instructions) -> RunSpec:
-    columns = spec.input.columns
-    check_answer_column(asked.answer_column, columns)
+def prompt_of(asked: Instructions) -> PromptSpec:
+    """The part of the instructions that makes the prompt; a prompt column becomes its template."""
     template = asked.template
     if asked.prompt_column is not None:
-        prompts.check_column(asked.prompt_column, columns)
         template = prompts.column_reference(asked.prompt_column)
-    prompts.PromptRecipe(template, columns, system=asked.system)
-    return spec.model_copy(
+    return PromptSpec(
+        mode=asked.mode,
+        template=template,
+        prompt_column=asked.prompt_column,
+        instruction=asked.instruction,
+        fields=asked.fields,
+        messages_column=asked.messages_column,
+        system=asked.system,
+        turns=asked.turns,
+        turns_column=asked.turns_column,
+        examples=asked.examples,
+        param_columns=dict(asked.param_columns),
+    )
+
+
+def _instructed(spec: RunSpec, asked: Instructions, table: Sequence[tables.Column]) -> RunSpec:
+    columns = spec.input.columns
+    if asked.prompt_column is not None:
+        prompts.check_column(asked.prompt_column, columns)
+    if asked.evaluation is not None:
+        prompts.check_column(asked.evaluation.reference_column, columns)
+    prompt = prompt_of(asked)
+    Recipe(prompt, table)
+    params = sampling.validate(asked.params)
+    _check_together(prompt, params, asked.output)
+    instructed = spec.model_copy(
         update={
-            "prompt": PromptSpec(template=template, prompt_column=asked.prompt_column, system=asked.system),
-            "params": sampling.validate(asked.params),
+            "prompt": prompt,
+            "params": params,
             "answer_column": asked.answer_column,
+            "overflow": asked.overflow,
+            "output": asked.output,
+            "evaluation": asked.evaluation,
+            "plan": asked.plan,
             "engine": asked.engine or spec.engine,
         }
     )
+    exports.check_names(instructed, columns)
+    return instructed
+
+
+def _check_together(prompt: PromptSpec, params: Mapping[str, Any], output: OutputSpec) -> None:
+    """Raise ParameterError for what can't be asked at once."""
+    several_turns = bool(prompt.turns or prompt.turns_column)
+    if several_turns and params.get("n", 1) > 1:
+        raise ParameterError("n is more than 1 in a talk of several turns.", hint="Choose one of them.")
+    if output.choice_probabilities and "choice" not in params.get("structured_outputs", {}):
+        raise ParameterError(
+            "Probabilities of choices need a list of choices.", hint="Give the choices, or leave them out."
+        )

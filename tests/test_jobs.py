@@ -293,7 +293,8 @@ def test_an_answer_that_looks_like_a_formula_is_guarded_but_the_files_own_cells_
     run = jobs.stage(path, instructions=Instructions(template="{{ text }}"))
     with run.connect() as connection:
         answer = results.Result(row=0, status="ok", answer="=HYPERLINK(1)")
-        results.append(connection, [answer], (0.0, 1, 0.0, None))
+        sample = results.Sample(work_s=0.0, output_tokens_per_s=0.0)
+        results.append(connection, [answer], sample, results.Counts())
     run.export(tmp_path / "safe.csv")
     run.export(tmp_path / "raw.csv", escape_formulas=False)
     assert read_csv(tmp_path / "safe.csv")[0]["text"] == "=1+1"
@@ -418,9 +419,9 @@ def test_progress_is_sampled_for_the_chart(make_scripted_runtime, table):
     jobs = Jobs(runtime, store)
     run = jobs.stage(table, instructions=Instructions(template="Say {{ text }}"))
     finish(jobs, run)
-    samples = run.progress()
+    samples = run.samples()
     assert len(samples) >= 2
-    assert samples[-1][1] == 40
-    assert max(rate for _s, _d, rate, _u in samples) > 0
+    assert samples[-1].done == 40
+    assert max(sample.output_tokens_per_s for sample in samples) > 0
     jobs.close()
     store.close()

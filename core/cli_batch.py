@@ -1,0 +1,309 @@
+"""`python -m core batch`: what is asked on the command line, done and written. A skin over the library."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from core import few_shot, openai_batch, sampling, tables
+from core.cli_session import Session
+from core.errors import ParameterError, WorkbenchError
+from core.exports import OPENAI_BATCH
+from core.run_spec import EvaluationSpec, Instructions, OutputSpec, OverflowSpec, PlanSpec
+from core.runs import prompt_of
+from core.settings import load_settings
+
+ENGINES = ("vllm", "scripted")
+
+
+def batch(
+    input: Annotated[
+        Path | None,
+        typer.Argument(
+            metavar="INPUT",
+            help="The table: CSV, TSV, JSONL, Parquet, XLSX, or an OpenAI Batch file.",
+            show_default=False,
+        ),
+    ] = None,
+    output: Annotated[
+        Path | None, typer.Option("-o", "--output", help="Where to write; the ending gives the format.")
+    ] = None,
+    template: Annotated[
+        str | None,
+        typer.Option(help="The prompt over the columns, such as 'Is this positive? {{ review }}'."),
+    ] = None,
+    prompt_column: Annotated[str | None, typer.Option(help="The column that holds whole prompts.")] = None,
+    fields: Annotated[
+        str | None,
+        typer.Option(
+            metavar="A,B,C",
+            help="Columns that the model sees as JSON after --instruction; "
+            "the planner chooses their order for speed.",
+        ),
+    ] = None,
+    instruction: Annotated[str, typer.Option(help="What to do with the --fields.", show_default=False)] = "",
+    messages_column: Annotated[
+        str | None, typer.Option(help="The column that holds chats: a JSON list of role and content.")
+    ] = None,
+    system: Annotated[str, typer.Option(help="System prompt; may use columns too.", show_default=False)] = "",
+    turn: Annotated[
+        list[str] | None,
+        typer.Option(help="A further user message, asked after the answer; may use columns; repeatable."),
+    ] = None,
+    turns_column: Annotated[
+        str | None, typer.Option(help="The column that holds further user messages: a JSON list of texts.")
+    ] = None,
+    examples: Annotated[
+        Path | None, typer.Option(help="A table of few-shot examples with the columns of the prompt.")
+    ] = None,
+    examples_answer: Annotated[
+        str, typer.Option(help="The column of --examples that holds the answers.")
+    ] = "answer",
+    examples_count: Annotated[int, typer.Option(min=1, help="How many of the examples to show.")] = 3,
+    param: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="NAME=VALUE", help="A sampling parameter; repeatable. `python -m core params` lists them."
+        ),
+    ] = None,
+    param_column: Annotated[
+        list[str] | None,
+        typer.Option(metavar="NAME=COLUMN", help="A column that gives a parameter's value; repeatable."),
+    ] = None,
+    seed: Annotated[int | None, typer.Option(help="The same as --param seed=N.")] = None,
+    choice: Annotated[
+        list[str] | None, typer.Option(help="An allowed answer; repeatable: the answer is one of them.")
+    ] = None,
+    schema: Annotated[
+        str | None, typer.Option(help="A JSON schema, or a file with one: the answer is such an object.")
+    ] = None,
+    regex: Annotated[str | None, typer.Option(help="A regular expression that the answer matches.")] = None,
+    grammar: Annotated[Path | None, typer.Option(help="A file with a grammar (EBNF) of the answer.")] = None,
+    samples: Annotated[str, typer.Option(help="How n > 1 answers are written: columns or rows.")] = "columns",
+    logprobs: Annotated[
+        bool, typer.Option("--logprobs", help="Columns with the answer's log-probability.")
+    ] = False,
+    choice_probabilities: Annotated[
+        bool, typer.Option("--choice-probabilities", help="A column with the probability of each choice.")
+    ] = False,
+    truncate: Annotated[
+        str | None, typer.Option(help="Cut prompts that are too long at the left or right; else: an error.")
+    ] = None,
+    truncate_prompt_tokens: Annotated[
+        int | None, typer.Option(min=1, help="The most tokens of a prompt; default: what the context holds.")
+    ] = None,
+    reference: Annotated[
+        str | None, typer.Option(help="The column with the right answers, to evaluate against.")
+    ] = None,
+    tolerance: Annotated[float, typer.Option(min=0, help="For numbers: how far off is still right.")] = 1e-6,
+    limit: Annotated[int | None, typer.Option(min=1, help="Only the first N rows.")] = None,
+    reorder: Annotated[
+        bool, typer.Option(help="Run rows in the order that shares prefixes; the output keeps the file's.")
+    ] = True,
+    dedupe: Annotated[
+        bool, typer.Option(help="Ask equal deterministic requests once, for all their rows.")
+    ] = True,
+    model: Annotated[str | None, typer.Option(help="Model folder or Hugging Face id.")] = None,
+    engine: Annotated[str | None, typer.Option(help="vllm, or scripted: instant, no model.")] = None,
+    answer_column: Annotated[str, typer.Option(help="Name, and prefix, of the new columns.")] = "answer",
+    encoding: Annotated[str | None, typer.Option(help="Encoding, if detected wrongly.")] = None,
+    delimiter: Annotated[str | None, typer.Option(help="Delimiter, if detected wrongly.")] = None,
+    sheet: Annotated[str | None, typer.Option(help="Sheet of a workbook; default: the first.")] = None,
+    format: Annotated[
+        str | None, typer.Option(help=f"Format of the output, if not its ending's; {OPENAI_BATCH} too.")
+    ] = None,
+    escape_formulas: Annotated[
+        bool, typer.Option(help="Guard answers that a spreadsheet would run as a formula (csv, tsv, xlsx).")
+    ] = True,
+    resume: Annotated[str | None, typer.Option(metavar="RUN_ID", help="Go on with a run.")] = None,
+    retry_failed: Annotated[
+        bool, typer.Option("--retry-failed", help="With --resume: do the rows again that ended in an error.")
+    ] = False,
+    redo_truncated: Annotated[
+        int | None,
+        typer.Option(metavar="MAX_TOKENS", min=1, help="With --resume: do cut answers again, with more."),
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the figures as one JSON line.")] = False,
+) -> None:
+    """Run a model over every row of a table and write the table with the answers.
+
+    Rows that fail are marked, not dropped. A run that is cut off goes on with --resume.
+    """
+    if output is None:
+        raise typer.BadParameter("-o OUTPUT is missing: where shall the answers go?")
+    _check_format(output, format)
+    if engine is not None and engine not in ENGINES:
+        raise typer.BadParameter(f"there is no engine {engine!r}; there are: {', '.join(ENGINES)}.")
+    if resume is None and (retry_failed or redo_truncated):
+        raise typer.BadParameter("--retry-failed and --redo-truncated go with --resume RUN_ID.")
+    if resume is None and input is None:
+        raise typer.BadParameter("INPUT is missing: which table?")
+    if resume is not None:
+        _check_resume(
+            INPUT=input, template=template, prompt_column=prompt_column, fields=fields,
+            instruction=instruction, messages_column=messages_column, system=system, turn=turn,
+            turns_column=turns_column, examples=examples, param=param, param_column=param_column, seed=seed,
+            choice=choice, schema=schema, regex=regex, grammar=grammar, logprobs=logprobs or None,
+            choice_probabilities=choice_probabilities or None, truncate=truncate,
+            truncate_prompt_tokens=truncate_prompt_tokens, reference=reference, limit=limit,
+            encoding=encoding, delimiter=delimiter, sheet=sheet,
+            answer_column=None if answer_column == "answer" else answer_column,
+        )  # fmt: skip
+    mode = _mode(template, prompt_column, fields, messages_column)
+    params = _params(param or [], seed, _structure(choice, schema, regex, grammar))
+    settings = load_settings()
+    options = tables.ReadOptions(encoding=encoding, delimiter=_delimiter(delimiter), sheet=sheet)
+    if resume is None and mode == "openai":
+        _check_openai(input, options)
+    with Session(settings) as session:
+        if resume is not None:
+            run = session.reopen(resume, engine, model, retry_failed=retry_failed, max_tokens=redo_truncated)
+        else:
+            instructions = Instructions(
+                mode=mode,
+                template=template or "",
+                prompt_column=prompt_column,
+                fields=_listed(fields),
+                instruction=instruction,
+                messages_column=messages_column,
+                system=system,
+                turns=tuple(turn or ()),
+                turns_column=turns_column,
+                params=params,
+                param_columns=_pairs(param_column or []),
+                answer_column=answer_column,
+                overflow=_overflow(truncate, truncate_prompt_tokens),
+                output=OutputSpec(
+                    samples=_samples(samples), logprobs=logprobs, choice_probabilities=choice_probabilities
+                ),
+                evaluation=EvaluationSpec(reference_column=reference, tolerance=tolerance)
+                if reference is not None
+                else None,
+                plan=PlanSpec(reorder=reorder, dedupe=dedupe),
+                engine=session.engine_spec(engine, model),
+            )
+            if examples is not None:
+                shown = few_shot.load_examples(
+                    examples, prompt_of(instructions), examples_answer, count=examples_count
+                )
+                instructions = replace(instructions, examples=shown)
+            run = session.stage(input, instructions, options, limit)
+        summary = session.finish(run, output, escape_formulas, format)
+    if as_json:
+        print(json.dumps(summary), flush=True)
+
+
+def _mode(template: str | None, prompt_column: str | None, fields: str | None, messages: str | None) -> Any:
+    given = [
+        name
+        for name, value in (
+            ("template", template),
+            ("prompt-column", prompt_column),
+            ("fields", fields),
+            ("messages-column", messages),
+        )
+        if value is not None
+    ]
+    if len(given) > 1:
+        raise typer.BadParameter(f"give one of --{given[0]} and --{given[1]}, not both.")
+    if not given:
+        return "openai"
+    return {"fields": "fields", "messages-column": "messages"}.get(given[0], "template")
+
+
+def _check_openai(input: Path, options: tables.ReadOptions) -> None:
+    """Without a prompt, the table must say itself what is asked."""
+    if not openai_batch.is_batch(tables.preview(input, options=options, rows=5).columns):
+        raise typer.BadParameter("give --template, --prompt-column, --fields or --messages-column.")
+
+
+def _structure(
+    choice: list[str] | None, schema: str | None, regex: str | None, grammar: Path | None
+) -> dict[str, Any] | None:
+    given: dict[str, Any] = {}
+    if choice:
+        given["choice"] = choice
+    if schema is not None:
+        text = schema if schema.lstrip().startswith("{") else _text_of(Path(schema), "--schema")
+        try:
+            given["json"] = json.loads(text)
+        except json.JSONDecodeError as error:
+            raise ParameterError(f"--schema is not JSON: {error}.", hint="Give a JSON schema.") from error
+    if regex is not None:
+        given["regex"] = regex
+    if grammar is not None:
+        given["grammar"] = _text_of(grammar, "--grammar")
+    if len(given) > 1:
+        raise typer.BadParameter("give one of --choice, --schema, --regex and --grammar.")
+    return given or None
+
+
+def _text_of(path: Path, option: str) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise typer.BadParameter(f"{option}: {path} can't be read: {error}.") from error
+
+
+def _overflow(side: str | None, prompt_tokens: int | None) -> OverflowSpec:
+    if side not in (None, "left", "right"):
+        raise typer.BadParameter(f"--truncate is left or right, not {side!r}.")
+    return OverflowSpec(action=side or "error", prompt_tokens=prompt_tokens)
+
+
+def _samples(word: str) -> Any:
+    if word not in ("columns", "rows"):
+        raise typer.BadParameter(f"--samples is columns or rows, not {word!r}.")
+    return word
+
+
+def _listed(names: str | None) -> tuple[str, ...]:
+    return tuple(name.strip() for name in (names or "").split(",") if name.strip())
+
+
+def _pairs(assignments: list[str]) -> dict[str, str]:
+    pairs = {}
+    for assignment in assignments:
+        name, equals, column = assignment.partition("=")
+        if not equals or not name or not column:
+            raise ParameterError(f"{assignment!r} is not of the form NAME=COLUMN.", hint="seed=s, say.")
+        pairs[name.strip()] = column
+    return pairs
+
+
+def _check_resume(**options: Any) -> None:
+    """Refuse what a resumed run has already; to take it and drop it would be worse."""
+    given = [name for name, value in options.items() if value is not None and value not in ("", [])]
+    if given:
+        raise typer.BadParameter(
+            f"--resume takes {given[0].replace('_', '-')} from the run: start a new run to change it."
+        )
+
+
+def _check_format(output: Path, format: str | None) -> None:
+    try:
+        if format != OPENAI_BATCH:
+            tables.export_format(output, format)
+    except WorkbenchError as error:
+        raise typer.BadParameter(str(error)) from error
+    if not output.absolute().parent.is_dir():
+        raise typer.BadParameter(f"the folder {output.absolute().parent} does not exist.")
+
+
+def _params(assignments: list[str], seed: int | None, structure: dict[str, Any] | None) -> dict[str, Any]:
+    params = sampling.parse_assignments(assignments)
+    if seed is not None:
+        if params.get("seed", seed) != seed:
+            raise ParameterError("--seed and --param seed= differ.", hint="Give one of them.")
+        params["seed"] = seed
+    if structure is not None:
+        params["structured_outputs"] = structure
+    return sampling.validate(params)
+
+
+def _delimiter(text: str | None) -> str | None:
+    return {"tab": "\t", "\\t": "\t"}.get(text or "", text)

@@ -1,0 +1,70 @@
+"""Doing a part of a run again: rows that failed, answers that were cut, rows whose request changed.
+
+What is to be done again keeps its old result until the new one is there.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+
+from core import results
+from core.errors import RunError
+from core.run_spec import Instructions
+from core.runs import Run
+from core.store import Store
+
+_CUT = "status = 'ok' AND finish_reason = 'length'"
+
+
+def retry_failed(run: Run, store: Store) -> int:
+    """Have the rows that ended in an error done again. Returns how many; start the run to do them."""
+    return _mark(run, store, "status = 'error'")
+
+
+def redo_truncated(run: Run, store: Store, max_tokens: int) -> int:
+    """Have the answers that were cut at max_tokens done again with more. Returns how many rows."""
+    now = run.spec.params.get("max_tokens")
+    if now is not None and max_tokens <= now:
+        raise RunError(f"The answers were cut at {now:,} tokens already.", hint="Allow more than that.")
+    run.update(params={**run.spec.params, "max_tokens": max_tokens})
+    return _mark(run, store, _CUT)
+
+
+def edit(run: Run, store: Store, instructions: Instructions) -> int:
+    """Ask something else of the rows; only those whose request changes get a new answer.
+
+    Returns the rows to look at; which of them changed shows as the run comes to them.
+    Raises as `Run.configure`, and then nothing changed.
+    """
+    run.configure(instructions)
+    return _mark(run, store, "true")
+
+
+def instructions_of(run: Run) -> Instructions:
+    """What is asked now, to be edited."""
+    spec = run.spec
+    prompt = spec.prompt
+    asked = {name: getattr(prompt, name) for name in type(prompt).model_fields}
+    if prompt.prompt_column is not None:
+        asked["template"] = ""
+    return Instructions(
+        **asked,
+        params=spec.params,
+        answer_column=spec.answer_column,
+        overflow=spec.overflow,
+        output=spec.output,
+        evaluation=spec.evaluation,
+        plan=spec.plan,
+        engine=spec.engine,
+    )
+
+
+def _mark(run: Run, store: Store, condition: str) -> int:
+    with run.connect() as connection:
+        results.create(connection)  # a run of an older version lacks the columns
+        changed = results.mark_stale(connection, condition)
+        counts = results.read_counts(connection)
+    if changed:
+        kept = {name: value for name, value in asdict(counts).items() if name != "shared"}
+        store.update_run(run.run_id, state="stopped", message="", **kept)
+    return changed
