@@ -362,11 +362,11 @@ def answer_counts(
     Blanks around an answer don't count.
     """
     answers = "FROM results WHERE status = 'ok' AND stale IS NOT TRUE AND answer IS NOT NULL"
-    # a million different answers are never grouped: the longest one or an estimate says no first
-    ((longest, different),) = connection.execute(
-        f"SELECT max(length(trim(answer))), approx_count_distinct(trim(answer)) {answers}"
-    ).fetchall()
-    if longest is None or longest > characters or different > 2 * limit:
+    # free text is told from labels by its first long answer, or by an estimate: it is never grouped
+    if connection.execute(f"SELECT 1 {answers} AND length(trim(answer)) > {characters} LIMIT 1").fetchall():
+        return None
+    ((different,),) = connection.execute(f"SELECT approx_count_distinct(trim(answer)) {answers}").fetchall()
+    if not 0 < different <= 2 * limit:
         return None
     found = connection.execute(
         f"SELECT trim(answer), count(*) {answers} GROUP BY 1 ORDER BY 2 DESC, 1 LIMIT ?", [limit + 1]
@@ -378,6 +378,6 @@ def answer_values(answer: str | None, names: Sequence[str]) -> dict[str, Any]:
     """The named top-level properties of an answer that is a JSON object; None for what it lacks."""
     try:
         parsed = json.loads(answer) if answer else None
-    except ValueError:  # cut off, or no JSON at all: there are no properties to show
+    except (ValueError, RecursionError):  # cut off, or no JSON at all: there are no properties to show
         parsed = None
     return {name: parsed.get(name) if isinstance(parsed, dict) else None for name in names}
