@@ -20,7 +20,7 @@ import pyarrow as pa
 from pydantic import TypeAdapter, ValidationError
 
 from core import evals, references, results, tables
-from core.errors import ParameterError, TableError
+from core.errors import ParameterError, RunError, TableError
 from core.references import APPLICABLE, Confusion, ReferenceType
 from core.run_spec import EvaluationSpec
 
@@ -112,7 +112,8 @@ def evaluate(
     """Score all answers with a reference, unless that is done, and keep the scores and the summary.
 
     `columns` are those of `input`; `on_progress` gets (rows scored, rows to score) every 2,000 rows, and
-    may raise: then all is as before. Raises TableError when there is no such column.
+    may raise: then all is as before. Raises TableError when there is no such column, RunError when the
+    scores can't be kept.
     """
     column = _reference_column(spec, columns)
     with _one_at_a_time:
@@ -123,9 +124,11 @@ def evaluate(
             try:
                 summary = _make(connection, spec, column, on_progress or (lambda done, rows: None))
                 connection.execute("COMMIT")
-            except BaseException:
+            except BaseException as error:
                 with contextlib.suppress(duckdb.Error):  # a failed COMMIT has already rolled back
                     connection.execute("ROLLBACK")
+                if isinstance(error, duckdb.Error):
+                    raise RunError(f"The scores can't be kept: {error}.", hint="Is the disk full?") from error
                 raise
     return summary
 
