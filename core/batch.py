@@ -18,7 +18,6 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 import duckdb
-import sqlalchemy.exc
 from pydantic_core import to_jsonable_python
 
 from core import disk, machine, plans, results, sampling, tables
@@ -140,7 +139,7 @@ class BatchJob:
                 try:
                     await self._stretch()
                     break
-                except (duckdb.Error, OSError, sqlalchemy.exc.OperationalError) as error:
+                except (WorkbenchError, duckdb.Error, OSError) as error:
                     if self._stopping or not disk.is_full(error):
                         raise
                     await self._wait_for_room()
@@ -205,7 +204,9 @@ class BatchJob:
             publish=self._publish,
         )
         await self._keeper.flush()  # what a full disk refused before: those rows are done
-        pending = (await self._in_reader(plans.pending, reader))[: self._only_rows]
+        pending = await self._in_reader(plans.pending, reader)
+        if self._only_rows is not None:
+            pending = pending[: self._only_rows - self._keeper.taken]
         self._preparer = await self._in_reader(self._make_preparer, reader, engine, plan)
         ended = asyncio.Event()
         flusher = asyncio.create_task(self._keeper.flush_often(ended))
@@ -347,17 +348,16 @@ class BatchJob:
         """Tell the catalogue. Seconds of work add up over the stretches."""
         at_work = self.state in ("queued", "running") or (self.state == "paused" and not self._stopping)
         owner = this_process() if at_work else {"owner_pid": None, "owner_started": None}
-        counts = {name: value for name, value in asdict(self.counts).items() if name != "shared"}
         try:
             self._store.update_run(
                 self.run.run_id,
                 state=self.state,
                 message=self.message,
                 wall_s=self._earlier_s + self.work_s,
-                **counts,
+                **asdict(self.counts),
                 **owner,
             )
-        except sqlalchemy.exc.OperationalError as error:
+        except WorkbenchError as error:
             # the catalogue only repeats what the run's folder holds; it is told again at the next flush
             if not disk.is_full(error):
                 raise

@@ -8,7 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from core import revisions, tables
+from core import evaluation, revisions, tables
 from core.batch import Progress
 from core.errors import WorkbenchError
 from core.jobs import Jobs
@@ -120,6 +120,8 @@ class Session:
             "output_tokens_per_s": round(new_tokens / wall_s, 2) if wall_s else 0.0,
             "output": str(output),
         }
+        if run.spec.evaluation is not None:
+            summary["evaluation"] = _evaluated(run)
         say(
             f"{counts.ok:,} ok, {counts.errors:,} errors, {counts.skipped:,} skipped; "
             f"{summary['output_tokens_per_s']:,} output tokens/s; written to {output}"
@@ -154,6 +156,19 @@ class Session:
             self.jobs.wait(run.run_id, timeout_s=30)
             say(f"stopped; go on with: {_resume_line(run, output)}")
             raise SystemExit(130) from None
+
+
+def _evaluated(run: Run) -> dict[str, Any]:
+    """Score the answers against the reference column, and say how they did."""
+    with run.connect() as connection:
+        found = evaluation.evaluate(connection, run.spec.evaluation, tables.info(connection).columns)
+    for score in found.scores:
+        interval = f"95% interval {score.low:.3f} to {score.high:.3f}, n={score.n:,}"
+        say(f"{score.metric}: {score.mean:.3f} ({interval})")
+    return {
+        score.metric: {"mean": score.mean, "low": score.low, "high": score.high, "n": score.n}
+        for score in found.scores
+    }
 
 
 def _resume_line(run: Run, output: Path) -> str:

@@ -20,10 +20,14 @@ _RATE_WINDOW_S = 30.0
 
 
 class Keeper:
-    """Holds what is not kept yet. `add` on the loop; the numbers are read from any thread."""
+    """Holds what is not kept yet. `add` on the loop; the numbers are read from any thread.
+
+    `taken` counts the results that were added.
+    """
 
     def __init__(self, counts: Counts, name: str) -> None:
         self.counts = counts
+        self.taken = 0
         self._buffer: list[Result] = []
         self._tokens = 0
         # (time, rows done, output tokens) at the last flushes; replaced whole, so any thread may read it
@@ -56,6 +60,7 @@ class Keeper:
 
     def add(self, result: Result, *, generated: bool = True) -> None:
         """Take a result to be kept; `generated` results count in the rate of tokens."""
+        self.taken += 1
         self._tokens += (result.output_tokens or 0) if generated else 0
         self._buffer.append(result)
 

@@ -65,6 +65,5 @@ def _mark(run: Run, store: Store, condition: str) -> int:
         changed = results.mark_stale(connection, condition)
         counts = results.read_counts(connection)
     if changed:
-        kept = {name: value for name, value in asdict(counts).items() if name != "shared"}
-        store.update_run(run.run_id, state="stopped", message="", **kept)
+        store.update_run(run.run_id, state="stopped", message="", **asdict(counts))
     return changed

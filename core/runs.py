@@ -24,7 +24,7 @@ from core.run_spec import InputSpec, Instructions, OutputSpec, PromptSpec, RunSp
 from core.store import new_id
 
 # Small and fixed: every connection of a process must ask for the same, and the engine needs the cores.
-_DUCKDB = {"memory_limit": "512MB", "threads": "2"}
+_DUCKDB = {"memory_limit": "256MB", "threads": "2"}
 _LOCK_PATIENCE_S = 3.0
 
 
