@@ -197,24 +197,6 @@ def _position(source: str, name: str) -> int:
     return at if at >= 0 else len(source)
 
 
-class PromptRecipe:
-    """How a row becomes a chat: an optional system template and the user's template."""
-
-    def __init__(self, template: str, columns: Sequence[str], *, system: str = "") -> None:
-        self.user = Template(template, columns)
-        self.system = Template(system, columns) if system else None
-        in_system = self.system.variables if self.system else ()
-        self.variables = tuple(dict.fromkeys((*in_system, *self.user.variables)))
-
-    def messages(self, row: Mapping[str, Any]) -> list[Message] | None:
-        """The chat of one row, or None when its prompt is blank. Raises TemplateError."""
-        text = self.user.render(row)
-        if not text.strip():
-            return None
-        system = self.system.render(row) if self.system else ""
-        return ([Message("system", system)] if system.strip() else []) + [Message("user", text)]
-
-
 def plain_text(messages: Sequence[Message]) -> str:
     """The prompt text for a model without a chat template: the turns, a blank line between them."""
     return "\n\n".join(message.content for message in messages)

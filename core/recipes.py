@@ -25,6 +25,7 @@ from core.types import Message
 
 __all__ = ["Ask", "Recipe", "field_text"]
 
+_JSON = json.JSONEncoder(ensure_ascii=False, allow_nan=False, default=jsonable)
 _SURROGATE = re.compile("[\ud800-\udfff]")
 
 
@@ -34,7 +35,7 @@ def field_text(name: str, value: Any) -> str:
     >>> field_text("评论", 'a "b"'), field_text("n", 1.5), field_text("n", None)
     ('"评论": "a \\\\"b\\\\""', '"n": 1.5', '"n": null')
     """
-    text = f"{json.dumps(name, ensure_ascii=False)}: {value_text(value)}"
+    text = f"{_JSON.encode(name)}: {value_text(value)}"
     if text.isascii():
         return text
     return _SURROGATE.sub(lambda half: f"\\u{ord(half[0]):04x}", text)
@@ -45,9 +46,9 @@ def value_text(value: Any) -> str:
     if isinstance(value, decimal.Decimal) and value.is_finite():
         return str(value)
     try:
-        return json.dumps(value, ensure_ascii=False, allow_nan=False, default=jsonable)
+        return _JSON.encode(value)
     except (ValueError, TypeError):  # a nan, or a map whose keys are no texts
-        return json.dumps(_plain(value), ensure_ascii=False, default=jsonable)
+        return _JSON.encode(_plain(value))
 
 
 def _plain(value: Any) -> Any:

@@ -3,8 +3,7 @@
 import pytest
 
 from core.errors import TemplateError, UnknownColumn
-from core.prompts import PromptRecipe, Template, column_reference
-from core.types import Message
+from core.prompts import Template, column_reference
 
 COLUMNS = ["movie_title", "review_content", "评论", "review text", "n"]
 
@@ -91,16 +90,6 @@ def test_column_reference_round_trip(name):
     template = Template(column_reference(name), [name])
     assert template.variables == (name,)
     assert template.render({name: "value"}) == "value"
-
-
-def test_recipe_with_system_and_blank_prompt():
-    recipe = PromptRecipe("{{ n }}", COLUMNS, system="Answer about {{ movie_title }}.")
-    assert recipe.messages({"n": "7", "movie_title": "M"}) == [
-        Message("system", "Answer about M."),
-        Message("user", "7"),
-    ]
-    assert recipe.messages({"n": " ", "movie_title": "M"}) is None
-    assert recipe.variables == ("movie_title", "n")
 
 
 def test_values_are_not_templates():
