@@ -52,14 +52,13 @@ def nothing_cached():
 def make_run(tmp_path):
     """A run over 230 rows, the last 10 of them without an answer."""
 
-    def make(changed=RESULTS, **instructions):
+    def make(changed=RESULTS, **params):
         source = tmp_path / "films.csv"
         with source.open("w", newline="", encoding="utf-8") as file:
             writer = csv.writer(file)
             writer.writerows([["id", "text"], *([f"{row:03}", f"film {row}"] for row in range(ROWS))])
-        run = Run.stage(
-            tmp_path / "runs", source, instructions=Instructions(template="{{ text }}", **instructions)
-        )
+        run = Run.stage(tmp_path / "runs", source, instructions=Instructions(template="{{ text }}"))
+        run.update(params=params)
         batch = pa.Table.from_pylist(  # noqa: F841, DuckDB finds it
             [result(row, **changed.get(row, {})) for row in range(ROWS - 10)]
         )
@@ -174,7 +173,7 @@ def test_properties_of_structured_answers_are_columns(make_run):
         1: {"answer": '{"mood": "go', "valid": False},
         2: {"answer": json.dumps({"mood": "long " * 1000, "score": 1}), "valid": True},
     }
-    app = page(make_run(changed, params={"structured_outputs": {"json": SCHEMA}}))
+    app = page(make_run(changed, structured_outputs={"json": SCHEMA}))
     table = app.dataframe[0].value
     assert list(table["answer_mood"][:2]) == ["good", ""]
     assert list(table["answer_score"][:3]) == ["4", "", "1"]
