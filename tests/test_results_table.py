@@ -8,6 +8,8 @@ import pytest
 import streamlit as st
 from streamlit.testing.v1 import AppTest
 
+from core.batch import Progress
+from core.results import Counts
 from core.run_spec import Instructions
 from core.runs import Run
 from pages.parts import run_charts
@@ -70,12 +72,16 @@ def make_run(tmp_path):
 
 
 def page(run):
-    def script(run):
+    def script(run, progress):
         from pages.parts import results_table
 
-        results_table.draw(run)
+        results_table.draw(run, progress)
 
-    return AppTest.from_function(script, args=(run,), default_timeout=20).run()
+    progress = Progress(
+        run_id=run.run_id, state="stopped", rows=ROWS, counts=Counts(), generated=0, work_s=1.0,
+        output_tokens_per_s=None, eta_s=None,
+    )  # fmt: skip
+    return AppTest.from_function(script, args=(run, progress), default_timeout=20).run()
 
 
 def texts(elements):

@@ -11,6 +11,7 @@ import pandas as pd
 import streamlit as st
 
 from core import browse, structured, tables
+from core.batch import Progress
 from core.browse import STATUSES, BrowsedRow, Filter, Found
 from core.errors import RunBusy
 from core.runs import Run
@@ -47,7 +48,7 @@ def _overview(run_id: str, stamp: tuple[Any, ...], _run: Run) -> tuple[dict[str,
 
 
 @st.fragment
-def draw(run: Run) -> None:
+def draw(run: Run, progress: Progress) -> None:
     """Filter bar, one page of the table, and the row that is selected in it. The run is at rest."""
     try:
         with run.connect() as connection:
@@ -55,7 +56,7 @@ def draw(run: Run) -> None:
         counts, reasons = _overview(run.run_id, stamp, run)
         filter = _filter_bar(run, counts, reasons)
         found = _found(run.run_id, stamp, filter, run)
-        _table(run, found, sum(counts.values()), filter)
+        _table(run, found, progress.rows, filter)
     except RunBusy as error:
         st.info(plain_text(str(error)))
 
