@@ -13,16 +13,18 @@ from dataclasses import dataclass
 from difflib import get_close_matches
 from typing import Any, Literal
 
+from core import structured
 from core.errors import ParameterError
 
-Kind = Literal["float", "int", "bool", "text_list", "int_list", "map"]
-Group = Literal["basic", "penalties", "stopping", "output"]
+Kind = Literal["float", "int", "bool", "text_list", "int_list", "map", "structured"]
+Group = Literal["basic", "penalties", "stopping", "output", "answers"]
 
 GROUPS: dict[Group, str] = {
     "basic": "Sampling",
     "penalties": "Penalties",
     "stopping": "Length and stopping",
     "output": "Output",
+    "answers": "Answers as data (batch)",
 }
 
 
@@ -32,7 +34,8 @@ class Parameter:
 
     `minimum` and `maximum` are inclusive unless `above` excludes the minimum;
     `low`, `high` and `step` bound the slider, not the value. `default` None
-    means "not sent". `form` puts it into the short form of the pages.
+    means "not sent". `form` puts it into the short form of the pages; `batch_only` keeps it off
+    the general form: what it asks for has no place in a chat.
     """
 
     name: str
@@ -47,6 +50,7 @@ class Parameter:
     high: float | None = None
     step: float | None = None
     form: bool = False
+    batch_only: bool = False
 
     def parse(self, value: Any) -> Any:
         """Return `value` in the parameter's own type. Raises ParameterError."""
@@ -54,7 +58,7 @@ class Parameter:
             return None
         try:
             parsed = _PARSERS[self.kind](value)
-        except (TypeError, ValueError, OverflowError) as error:
+        except (TypeError, ValueError, OverflowError, RecursionError) as error:
             raise ParameterError(
                 f"{self.name}={value!r} is not {_KIND_WORDS[self.kind]}.", hint=self.help
             ) from error
@@ -134,6 +138,19 @@ def _parse_map(value: Any) -> dict[int, float]:
     return {_parse_int(key): _parse_float(number) for key, number in value.items()}
 
 
+def _parse_structured(value: Any) -> dict[str, Any]:
+    """A mapping or its JSON; so may the schema in it be. Raises ParameterError for what it asks for."""
+    if isinstance(value, str):
+        value = json.loads(value)
+    if not isinstance(value, Mapping):
+        raise ValueError(value)
+    result = {name: list(part) if isinstance(part, tuple) else part for name, part in value.items()}
+    if isinstance(result.get("json"), str):
+        result["json"] = json.loads(result["json"])
+    structured.check(result)
+    return result
+
+
 def _json_or(text: str, otherwise: Any) -> Any:
     if not text.lstrip().startswith("["):
         return otherwise
@@ -150,6 +167,7 @@ _PARSERS = {
     "text_list": _parse_text_list,
     "int_list": _parse_int_list,
     "map": _parse_map,
+    "structured": _parse_structured,
 }
 _KIND_WORDS = {
     "float": "a number",
@@ -158,6 +176,7 @@ _KIND_WORDS = {
     "text_list": "a text or a list of texts",
     "int_list": "a list of token ids",
     "map": "a JSON object of token id to number",
+    "structured": "a JSON object with one of json, regex, choice, grammar, json_object",
 }
 
 PARAMETERS: tuple[Parameter, ...] = (
@@ -236,6 +255,19 @@ PARAMETERS: tuple[Parameter, ...] = (
         name="logit_bias", kind="map", group="output", default=None,
         help='Raise or lower single tokens, as JSON: {"1234": -100} forbids token 1234.',
     ),
+    Parameter(
+        name="n", kind="int", group="answers", default=1, minimum=1, maximum=128, batch_only=True,
+        help="How many answers to each prompt; more than one needs a temperature above 0.",
+    ),
+    Parameter(
+        name="logprobs", kind="int", group="answers", default=None, minimum=0, maximum=20, batch_only=True,
+        help="Give the answer's log-probability as well, summed over its tokens; 0 is enough.",
+    ),
+    Parameter(
+        name="structured_outputs", kind="structured", group="answers", default=None, batch_only=True,
+        help='The form the answer must have, as JSON: {"choice": ["yes", "no"]}, {"regex": "[0-9]{4}"}, '
+        '{"json": {"type": "object", ...}}, {"grammar": "root ::= ..."} or {"json_object": true}.',
+    ),
 )  # fmt: skip
 
 BY_NAME: dict[str, Parameter] = {parameter.name: parameter for parameter in PARAMETERS}
@@ -254,12 +286,27 @@ def validate(params: Mapping[str, Any]) -> dict[str, Any]:
     """`params` with each value in its own type; None values are left out. Raises ParameterError."""
     parsed = {name: find(name).parse(value) for name, value in params.items()}
     result = {name: value for name, value in parsed.items() if value is not None and value != []}
-    if result.get("min_tokens", 0) > result.get("max_tokens", math.inf):
+    check_together(result)
+    return result
+
+
+def check_together(params: Mapping[str, Any]) -> None:
+    """Raise ParameterError when values that are valid one by one contradict each other."""
+    if params.get("min_tokens", 0) > params.get("max_tokens", math.inf):
         raise ParameterError(
-            f"min_tokens={result['min_tokens']} is more than max_tokens={result['max_tokens']}.",
+            f"min_tokens={params['min_tokens']} is more than max_tokens={params['max_tokens']}.",
             hint="Lower min_tokens or raise max_tokens.",
         )
-    return result
+    if params.get("n", 1) > 1 and params.get("temperature", 1) == 0:
+        raise ParameterError(
+            f"n={params['n']} answers at temperature=0 would all be the same.",
+            hint="Raise temperature, or ask for one answer.",
+        )
+    if "structured_outputs" in params and params.get("ignore_eos"):
+        raise ParameterError(
+            "structured_outputs and ignore_eos exclude each other: a structured answer has an end.",
+            hint="Leave ignore_eos out.",
+        )
 
 
 def parse_assignments(assignments: Iterable[str]) -> dict[str, Any]:

@@ -11,9 +11,10 @@ import streamlit as st
 
 from core import sampling
 from core.errors import ParameterError
-from core.sampling import BY_NAME, GROUPS, PARAMETERS, Parameter
+from core.sampling import BY_NAME, GROUPS, Parameter
 from pages.parts.markdown import plain_text
 
+PARAMETERS = tuple(parameter for parameter in sampling.PARAMETERS if not parameter.batch_only)
 _POPOVER_PIXELS = 420
 _LABELS = {"top_p": "Top p", "top_k": "Top k", "min_p": "Min p", "max_tokens": "Max tokens"}
 _ESCAPE = re.compile(r"\\([nrt\\])")
