@@ -165,7 +165,7 @@ _SAMPLE_ROWS = """(
             AS valid
     )
     FROM (
-        SELECT *, unnest(range(1, 1 + greatest(1, coalesce(json_array_length(samples), 1)))) AS sample
+        SELECT *, unnest(range(1, 1 + greatest(1, coalesce(json_array_length(samples)::BIGINT, 1)))) AS sample
         FROM results
     )
 )"""

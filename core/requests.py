@@ -91,7 +91,9 @@ class Preparer:
             ask = self._recipe.ask(row.values, None if order is None else self._field_orders[order])
             if ask is None:
                 return Result(row=row.row, status="skipped", error="The prompt is empty.")
-            params = sampling.validate({**self._params, **ask.params}) if ask.params else self._params
+            params = {**self._params, **ask.params} if ask.params else self._params
+            if ask.params:
+                sampling.check_together(params)
             if ask.turns and params.get("n", 1) > 1:
                 raise ParameterError("n is more than 1 in a talk of several turns.", hint="Leave n out.")
         except (TemplateError, ParameterError) as error:

@@ -32,6 +32,14 @@ class Engine(Protocol):
         """Generate without streaming. Cancelling the task aborts the request. Raises as `stream`."""
         ...
 
+    async def score(self, request: Request, choices: Sequence[str]) -> list[float]:
+        """The log-probability of each choice as the answer to the request's prompt.
+
+        The sum over the choice's tokens of log p(token | prompt, the tokens before), before any
+        sampling parameter. Raises as `stream`.
+        """
+        ...
+
     def encode(self, texts: Sequence[str], *, add_special_tokens: bool = False) -> list[list[int]]:
         """Token ids of each text."""
         ...
