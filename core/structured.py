@@ -147,7 +147,7 @@ def _of_same_value(schema: Mapping[str, Any], part: Mapping[str, Any]) -> Iterat
     found = [part.get(keyword) for keyword in _SAME_VALUE_KEYWORDS]
     found += (part.get("dependentSchemas") or {}).values()
     if isinstance(part.get("$ref"), str):
-        found.append(_target(schema, part["$ref"]))
+        found.append(target(schema, part["$ref"]))
     for each in found:
         if isinstance(each, Mapping):
             yield each
@@ -155,8 +155,8 @@ def _of_same_value(schema: Mapping[str, Any], part: Mapping[str, Any]) -> Iterat
             yield from (item for item in each if isinstance(item, Mapping))
 
 
-def _target(schema: Any, reference: str) -> Any:
-    """What a $ref such as #/$defs/name means. Raises ParameterError."""
+def target(schema: Any, reference: str) -> Any:
+    """What a $ref such as #/$defs/name means in `schema`. Raises ParameterError."""
     if reference != "#" and not reference.startswith("#/"):
         raise ParameterError(
             f"The JSON schema refers to {reference!r}.", hint="Only #/$defs/... of the schema itself is read."
@@ -315,7 +315,7 @@ def columns(structured: Mapping[str, Any]) -> tuple[tuple[str, str], ...]:
 def _followed(schema: Mapping[str, Any], part: Any) -> Mapping[str, Any]:
     """`part`, or what its $ref means."""
     while isinstance(part, Mapping) and isinstance(part.get("$ref"), str):
-        part = _target(schema, part["$ref"])
+        part = target(schema, part["$ref"])
     return part if isinstance(part, Mapping) else {}
 
 

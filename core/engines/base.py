@@ -33,10 +33,13 @@ class Engine(Protocol):
         ...
 
     async def score(self, request: Request, choices: Sequence[str]) -> list[float]:
-        """The log-probability of each choice as the answer to the request's prompt.
+        """The natural log-probability of each choice as the answer to the request's prompt.
 
-        The sum over the choice's tokens of log p(token | prompt, the tokens before), before any
-        sampling parameter. Raises as `stream`.
+        The sum over the choice's tokens of log p(token | prompt, its tokens before), as the model
+        gives it: no temperature, no penalty, no structure. The end of the answer counts only where
+        another choice goes on ("yes", "yes, please"): so the choices exclude each other, their
+        probabilities add up to 1 at most, and a full stop after "no" costs "no" nothing.
+        Cancelling the task aborts it. Raises as `stream`.
         """
         ...
 

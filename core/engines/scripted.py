@@ -2,39 +2,27 @@
 
 The answer to a prompt is a fixed function of its text and the parameters, a
 token is a word with the space before it. It obeys max_tokens, min_tokens, stop,
-ignore_eos, seed, n and structures (choice, json by type), refuses prompts over the
-context length as vLLM does, and
-takes as long as `tokens_per_s` says (0: no time).
+ignore_eos, seed, n, logprobs and structured_outputs as far as a choice or a plain
+JSON schema goes; it refuses prompts over the context length as vLLM does, keeps
+the counters of a prefix cache, and takes as long as `tokens_per_s` says (0: no time).
 """
 
 from __future__ import annotations
 
 import asyncio
-import hashlib
-import json
-import math
-import re
 import time
+from collections import OrderedDict
 from collections.abc import AsyncIterator, Sequence
-from typing import Any
 
+from core.engines import scripted_answers
+from core.engines.scripted_answers import TOKEN
 from core.errors import RequestRejected
-from core.types import (
-    Completion,
-    Delta,
-    EngineInfo,
-    EngineSpec,
-    EngineStats,
-    Message,
-    Request,
-    Sample,
-    Timing,
-)
+from core.types import Completion, Delta, EngineInfo, EngineSpec, EngineStats, Message, Request, Timing
 
-_TOKEN = re.compile(r"\s*\S+|\s+$")
-_ANSWER_TOKENS = 12
 _CONTEXT_TOKENS = 8192
 _SLOTS = 256
+_BLOCK_TOKENS = 16
+_CACHE_BLOCKS = 4096
 
 
 class ScriptedEngine:
@@ -55,30 +43,26 @@ class ScriptedEngine:
             has_chat_template=True,
             generation_config={},
             engine_version="scripted",
-            settings={},
+            settings={"block_size": _BLOCK_TOKENS},
             load_s=0.0,
         )
         self._seconds_per_token = 1 / tokens_per_s if tokens_per_s else 0.0
+        self._cache = _PrefixCache()
         self._running = 0
         self._prompt_tokens = 0
         self._output_tokens = 0
 
     async def stream(self, request: Request) -> AsyncIterator[Delta | Completion]:
-        text = request.prompt if isinstance(request.prompt, str) else self.decode(request.prompt)
-        prompt_tokens = len(_TOKEN.findall(text))
-        limit = self.info.max_model_len
-        if prompt_tokens >= limit:
-            raise RequestRejected(
-                f"The prompt has {prompt_tokens} tokens; the context holds {limit}, the answer included.",
-                hint="Shorten the prompt.",
-            )
         sent = time.monotonic()
-        first = last = None
-        tokens, finish_reason = _answer(text, request.params, limit - prompt_tokens)
-        self._running += 1
+        text, prompt_tokens = self._read(request)
+        room = self.info.max_model_len - prompt_tokens
+        samples = scripted_answers.samples(text, request.params, room)
+        cached_tokens = self._cache.add(text if isinstance(request.prompt, str) else request.prompt)
         self._prompt_tokens += prompt_tokens
+        first = last = None
+        self._running += 1
         try:
-            for token in tokens:
+            for token in TOKEN.findall(samples[0].text):
                 if self._seconds_per_token:
                     await asyncio.sleep(self._seconds_per_token)
                 last = time.monotonic()
@@ -87,15 +71,16 @@ class ScriptedEngine:
                 yield Delta(token, 1, last)
         finally:
             self._running -= 1
-        samples = _samples(text, request.params, limit - prompt_tokens)
+        self._output_tokens += sum(sample.output_tokens for sample in samples[1:])
         yield Completion(
-            text="".join(tokens),
-            finish_reason=finish_reason,
+            text=samples[0].text,
+            finish_reason=samples[0].finish_reason,
             prompt_tokens=prompt_tokens,
-            output_tokens=sum(sample.output_tokens for sample in samples) if samples else len(tokens),
+            output_tokens=sum(sample.output_tokens for sample in samples),
             timing=Timing(sent, first, last),
-            cumulative_logprob=_logprob("".join(tokens), len(tokens), request.params),
-            samples=samples,
+            cached_tokens=cached_tokens,
+            cumulative_logprob=samples[0].cumulative_logprob,
+            samples=tuple(samples) if len(samples) > 1 else (),
         )
 
     async def complete(self, request: Request) -> Completion:
@@ -109,12 +94,26 @@ class ScriptedEngine:
         raise AssertionError("the stream ends with a Completion")
 
     async def score(self, request: Request, choices: Sequence[str]) -> list[float]:
-        text = request.prompt if isinstance(request.prompt, str) else self.decode(request.prompt)
-        weights = [1 + int(_digest(f"{text}\x00{choice}")[:4], 16) for choice in choices]
-        return [math.log(weight / (sum(weights) + 1)) for weight in weights]
+        text, prompt_tokens = self._read(request)
+        self._prompt_tokens += prompt_tokens
+        return scripted_answers.scores(text, choices)
+
+    def _read(self, request: Request) -> tuple[str, int]:
+        """The prompt's text and its number of tokens. Raises RequestRejected when there are too many."""
+        if isinstance(request.prompt, str):
+            text, tokens = request.prompt, len(TOKEN.findall(request.prompt))
+        else:
+            text, tokens = self.decode(request.prompt), len(request.prompt)
+        limit = self.info.max_model_len
+        if tokens >= limit:
+            raise RequestRejected(
+                f"The prompt has {tokens} tokens; the context holds {limit}, the answer included.",
+                hint="Shorten the prompt.",
+            )
+        return text, tokens
 
     def encode(self, texts: Sequence[str], *, add_special_tokens: bool = False) -> list[list[int]]:
-        return [[_to_id(token) for token in _TOKEN.findall(text)] for text in texts]
+        return [[_to_id(token) for token in TOKEN.findall(text)] for text in texts]
 
     def decode(self, token_ids: Sequence[int]) -> str:
         return "".join(_to_token(token_id) for token_id in token_ids)
@@ -124,7 +123,11 @@ class ScriptedEngine:
 
     def stats(self) -> EngineStats:
         return EngineStats(
-            running=self._running, prompt_tokens=self._prompt_tokens, output_tokens=self._output_tokens
+            running=self._running,
+            prompt_tokens=self._prompt_tokens,
+            output_tokens=self._output_tokens,
+            prefix_queries=self._cache.queries,
+            prefix_hits=self._cache.hits,
         )
 
     async def check(self) -> None:
@@ -132,6 +135,31 @@ class ScriptedEngine:
 
     async def close(self) -> None:
         return None
+
+
+class _PrefixCache:
+    """Counts, in tokens, what a cache of the least recently used whole blocks would have served."""
+
+    def __init__(self) -> None:
+        self.queries = 0
+        self.hits = 0
+        self._blocks: OrderedDict[int, None] = OrderedDict()
+
+    def add(self, prompt: str | Sequence[int]) -> int:
+        """Look `prompt` up, keep it, and return how many of its tokens were there. The last is never."""
+        tokens = TOKEN.findall(prompt) if isinstance(prompt, str) else prompt
+        prefix, cached, missed = 0, 0, False
+        for start in range(0, len(tokens) - _BLOCK_TOKENS, _BLOCK_TOKENS):
+            prefix = hash((prefix, *tokens[start : start + _BLOCK_TOKENS]))
+            missed = missed or prefix not in self._blocks
+            cached += 0 if missed else _BLOCK_TOKENS
+            self._blocks[prefix] = None
+            self._blocks.move_to_end(prefix)
+        while len(self._blocks) > _CACHE_BLOCKS:
+            self._blocks.popitem(last=False)
+        self.queries += len(tokens)
+        self.hits += cached
+        return cached
 
 
 def _to_id(token: str) -> int:
@@ -142,87 +170,3 @@ def _to_id(token: str) -> int:
 def _to_token(token_id: int) -> str:
     data = token_id.to_bytes((token_id.bit_length() + 7) // 8)
     return data[1:].decode("utf-8", "surrogatepass")
-
-
-def _digest(text: str) -> str:
-    return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()
-
-
-def _answer(prompt: str, params: Any, room: int, sample: int = 0) -> tuple[list[str], str]:
-    """The tokens of one answer and its finish reason."""
-    key = f"{prompt}\x00{params.get('seed')}" if params.get("temperature", 1.0) else prompt
-    digest = _digest(f"{key}\x00{sample}" if sample else key)
-    if params.get("structured_outputs"):
-        tokens = _TOKEN.findall(_structured(params["structured_outputs"], digest))
-    else:
-        echo = re.sub(r"<(system|user|assistant)>", " ", prompt).split()[-_ANSWER_TOKENS:]
-        tokens = [f"scripted-{digest[:8]}", *(f" {word}" for word in echo)]
-    most = min(params.get("max_tokens", 256), room)
-    least = most if params.get("ignore_eos") else min(params.get("min_tokens", 0), most)
-    while len(tokens) < least:
-        tokens.append(f" {digest[len(tokens) % 56 :][:8]}")
-    finish_reason = "length" if len(tokens) > most or params.get("ignore_eos") else "stop"
-    return _cut_at_stop(tokens[:most], params, finish_reason)
-
-
-def _samples(prompt: str, params: Any, room: int) -> tuple[Sample, ...]:
-    """All n answers, or none when one was asked for."""
-    n = params.get("n", 1)
-    answers = [_answer(prompt, params, room, sample) for sample in range(n)] if n > 1 else []
-    return tuple(
-        Sample(
-            text="".join(tokens),
-            finish_reason=finish_reason,
-            output_tokens=len(tokens),
-            cumulative_logprob=_logprob("".join(tokens), len(tokens), params),
-        )
-        for tokens, finish_reason in answers
-    )
-
-
-def _logprob(text: str, tokens: int, params: Any) -> float | None:
-    """A number below 0 that hangs on the answer; None unless it was asked for."""
-    if params.get("logprobs") is None:
-        return None
-    return -tokens * (1 + int(_digest(text)[:4], 16)) / 65_536
-
-
-def _structured(asked: Any, digest: str) -> str:
-    """An answer of the shape asked for, fixed by `digest`."""
-    ((kind, value),) = asked.items()
-    if kind == "choice":
-        return value[int(digest[:8], 16) % len(value)]
-    if kind == "json_object":
-        return json.dumps({"scripted": digest[:8]})
-    if kind == "json":
-        return json.dumps(_json_value(value, digest), ensure_ascii=False)
-    raise RequestRejected(f"The scripted engine makes no answers by a {kind}.", hint="Use vLLM.")
-
-
-def _json_value(schema: Any, digest: str) -> Any:
-    number = int(digest[:8], 16)
-    if "enum" in schema:
-        return schema["enum"][number % len(schema["enum"])]
-    match schema.get("type"):
-        case "object":
-            properties = schema.get("properties", {})
-            return {name: _json_value(part, _digest(digest + name)) for name, part in properties.items()}
-        case "array":
-            return [_json_value(schema.get("items", {}), digest)]
-        case "integer":
-            return number % 100
-        case "number":
-            return number % 1000 / 10
-        case "boolean":
-            return bool(number % 2)
-    return f"scripted-{digest[:8]}"
-
-
-def _cut_at_stop(tokens: list[str], params: Any, finish_reason: str) -> tuple[list[str], str]:
-    text = "".join(tokens)
-    found = [(text.index(stop), stop) for stop in params.get("stop") or () if stop in text]
-    if not found:
-        return tokens, finish_reason
-    at, stop = min(found)
-    text = text[: at + len(stop)] if params.get("include_stop_str_in_output") else text[:at]
-    return _TOKEN.findall(text), "stop"
