@@ -18,18 +18,25 @@ _ALONE = 0.99
 _SPREAD = np.uint64(0x9E3779B97F4A7C15)
 
 
+def numbered(hashes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """(codes, firsts), int64: values numbered in the order they first appear, and where each does."""
+    codes, _values = pd.factorize(hashes)
+    return codes, np.flatnonzero(np.diff(np.maximum.accumulate(codes), prepend=-1))
+
+
 class RowGroups:
     """Groups of `rows` rows, refined text by text; all rows are one group at first.
 
-    `file_chars`, `ordered_chars`: characters that rows share with the row before them at the
-    start of their prompts, in the file's order and in `order()`. A text that differs within
-    what was compared counts up to the step before: these are lower bounds.
+    `codes`: each row's group, int64. `file_chars`, `ordered_chars`: characters that rows share
+    with the row before them at the start of their prompts, in the file's order and in
+    `order()`. A text that differs within what was compared counts up to the step before:
+    these are lower bounds.
     """
 
     def __init__(self, rows: int) -> None:
         self.rows = rows
+        self.codes = np.zeros(rows, np.int64)
         self.file_chars = self.ordered_chars = 0.0
-        self._codes = np.zeros(rows, np.int64)
         self._groups = min(rows, 1)
         self._keys: list[np.ndarray] = []
 
@@ -40,15 +47,13 @@ class RowGroups:
 
     def refine(self, hashes: np.ndarray, chars: np.ndarray | int) -> None:
         """Split the groups by `hashes` (uint64); rows that stay together share `chars` more characters."""
-        mixed = hashes ^ (self._codes.astype(np.uint64) * _SPREAD)
-        codes, distinct = pd.factorize(mixed)  # numbered in the order of first appearance
+        codes, firsts = numbered(hashes ^ (self.codes.astype(np.uint64) * _SPREAD))
         chars = np.broadcast_to(chars, self.rows)
-        firsts = np.flatnonzero(np.diff(np.maximum.accumulate(codes), prepend=-1))
         self.file_chars += float(chars[1:][codes[1:] == codes[:-1]].sum())
         self.ordered_chars += float(chars.sum() - chars[firsts].sum())
-        if len(distinct) > self._groups:
+        if len(firsts) > self._groups:
             self._keys.append(codes.astype(np.int32))
-        self._codes, self._groups = codes, len(distinct)
+        self.codes, self._groups = codes, len(firsts)
 
     def order(self) -> np.ndarray:
         """Indexes of the rows (int64): groups by first appearance, rows of a group as in the file."""

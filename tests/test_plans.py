@@ -1,5 +1,6 @@
 """The plan of a run: who shares an answer, in what order rows are asked, what is still to do."""
 
+import itertools
 import json
 
 import duckdb
@@ -7,7 +8,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from core import plans, results, tables
+from core import plans, results, row_sorting, tables
 from core.run_spec import PlanSpec
 
 DOCUMENTS = [
@@ -87,24 +88,20 @@ def test_cells_that_only_look_alike_when_joined_are_not_merged(connection, tmp_p
     assert make(connection, ["left", "right"], columns).duplicates == 0
 
 
-def test_json_and_native_values_are_compared_as_what_they_are(connection, tmp_path):
-    rows = [
-        {"v": ["a, b"]},
-        {"v": ["a", "b"]},
-        {"v": None},
-        {"v": "null"},
-        {"v": 1},
-        {"v": "1"},
-        {},
-        {"v": ["a", "b"]},
-    ]
-    columns = stage(connection, tmp_path / "t.jsonl", "".join(json.dumps(row) + "\n" for row in rows))
+def test_json_values_are_compared_as_what_they_are(connection, tmp_path):
+    values = ["a, b"], ["a", "b"], None, "null", 1, "1", ["a", "b"]
+    columns = stage(
+        connection, tmp_path / "t.jsonl", "".join(json.dumps({"v": v}) + "\n" for v in values) + "{}\n"
+    )
     make(connection, ["v"], columns)
-    assert shared(connection) == {7: 1}
+    assert shared(connection) == {6: 1}
+
+
+def test_native_values_are_compared_as_what_they_are(connection, tmp_path):
     values = pa.array([["a, b"], ["a", "b"], ["NULL"], [None], None, ["a", "b"]], pa.list_(pa.string()))
     pq.write_table(pa.table({"v": values}), tmp_path / "t.parquet")
     columns = tables.stage(tmp_path / "t.parquet", connection).columns
-    make(connection, ["v"], columns, slots=1)
+    make(connection, ["v"], columns)
     assert shared(connection) == {5: 1}
 
 
@@ -188,6 +185,89 @@ def test_the_last_rows_of_a_table_begin_with_the_longest(connection, tmp_path):
     assert rows[:80] == list(range(80))
     assert sorted(rows[80:]) == list(range(80, 100))
     assert [sizes[row] for row in rows[80:]] == sorted(sizes[80:], reverse=True)
+
+
+def test_rows_too_many_for_one_pass_of_sorting_arrive_whole(tmp_path, monkeypatch):
+    """Files of a few rows each, beside a database on disk; nothing of them is left there."""
+    monkeypatch.setattr(row_sorting, "_FILE_BYTES", 5_000)
+    monkeypatch.setattr(row_sorting, "_BATCH_BYTES", 100_000)
+    values = {
+        "document": [DOCUMENTS[row % 8] for row in range(1000)],
+        "n": pa.array([None if row % 5 == 0 else row for row in range(1000)], pa.int16()),
+        "list": [[row, None] for row in range(1000)],
+        "label": pa.array(["ab"[row % 2] for row in range(1000)]).dictionary_encode(),
+    }
+    pq.write_table(pa.table(values), tmp_path / "t.parquet")
+    with duckdb.connect(tmp_path / "run.duckdb") as connection:
+        columns = tables.stage(tmp_path / "t.parquet", connection).columns
+        results.create(connection)
+        assert make(connection, list(values), columns).reordered
+        rows = read(connection, columns, range(1000), list(values))
+        assert [row.row % 8 for row in rows] == sorted(row % 8 for row in range(1000))
+        ordered = sorted(rows, key=lambda row: row.row)
+        assert ordered == results.read_rows(connection, columns, range(1000))
+        assert {path.name for path in tmp_path.iterdir()} <= {"t.parquet", "run.duckdb", "run.duckdb.wal"}
+
+
+# -- fields mode ---------------------------------------------------------------
+
+
+def stage_fields(connection, tmp_path):
+    """Columns id (unique), group (scattered over 10 rows each), note (follows from group)."""
+    lines = "".join(f"{row},group {row % 6} {'g' * 40},note {row % 6} {'n' * 80}\n" for row in range(60))
+    return stage(connection, tmp_path / "t.csv", f"id,group,note\n{lines}")
+
+
+def fields_plan(connection, columns, variables=("id", "group", "note"), **options):
+    fields = ("id", "group", "note")
+    return plans.make(connection, variables, fields, columns, PlanSpec(**options), deterministic=False)
+
+
+def test_fields_that_repeat_come_before_those_that_do_not(connection, tmp_path):
+    columns = stage_fields(connection, tmp_path)
+    plan = fields_plan(connection, columns)
+    assert plan.reordered
+    assert plan.prefix_file_order == 0.0
+    assert plan.prefix_planned > 0.75
+    found = plans.read(connection, columns, range(60), ["id", "group", "note"])
+    assert sorted(row.row for row, _order in found) == list(range(60))
+    assert {plan.field_orders[order][-1] for _row, order in found} == {"id"}
+    groups = [row.values["group"] for row, _order in found]
+    assert sum(one != two for one, two in itertools.pairwise(groups)) == 5
+
+
+def test_what_is_read_before_the_fields_is_grouped_first(connection, tmp_path):
+    lines = "".join(f"{row},{DOCUMENTS[row % 4]},label {row // 2 % 2} {'x' * 50}\n" for row in range(80))
+    columns = stage(connection, tmp_path / "t.csv", f"id,document,label\n{lines}")
+    plan = plans.make(
+        connection, ("document", "id", "label"), ("id", "label"), columns, PlanSpec(), deterministic=True
+    )
+    found = plans.read(connection, columns, range(80), ["id", "document", "label"])
+    seen = [(row.values["document"], row.values["label"]) for row, _order in found]
+    assert sum(one != two for one, two in itertools.pairwise(seen)) == len(set(seen)) - 1
+    assert {plan.field_orders[order] for _row, order in found} == {("label", "id")}
+    assert plan.prefix_planned > plan.prefix_file_order + 0.5
+
+
+def test_fields_keep_their_order_when_it_saves_nothing_or_is_not_wanted(connection, tmp_path):
+    columns = stage_fields(connection, tmp_path)
+    plan = fields_plan(connection, columns, reorder=False)
+    assert (plan.reordered, plan.field_orders) == (False, ())
+    assert {order for _row, order in plans.read(connection, columns, range(60), ["id"])} == {None}
+    columns = stage(
+        connection, tmp_path / "t.csv", "id,group,note\n" + "".join(f"{n},a{n},b{n}\n" for n in range(9))
+    )
+    connection.execute("DROP TABLE plan_info")
+    assert fields_plan(connection, columns).field_orders == ()
+
+
+def test_rows_that_share_an_answer_share_its_field_order(connection, tmp_path):
+    lines = "".join(f"note {row % 12},group {row % 3} {'g' * 40}\n" for row in range(60))
+    columns = stage(connection, tmp_path / "t.csv", f"note,group\n{lines}")
+    fields = ("note", "group")
+    plan = plans.make(connection, fields, fields, columns, PlanSpec(), deterministic=True)
+    assert (plan.requests, plan.duplicates, plan.field_orders) == (12, 48, (("group", "note"),))
+    assert connection.execute("SELECT DISTINCT field_order FROM plan").fetchall() == [(0,)]
 
 
 # -- what is still to do -------------------------------------------------------
