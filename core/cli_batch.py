@@ -12,10 +12,10 @@ import typer
 from core import few_shot, openai_batch, sampling, tables
 from core.cli_session import Session
 from core.errors import ParameterError, WorkbenchError
-from core.exports import OPENAI_BATCH
 from core.run_spec import EvaluationSpec, Instructions, OutputSpec, OverflowSpec, PlanSpec
 from core.runs import prompt_of
 from core.settings import load_settings
+from core.table_writers import OPENAI_BATCH
 
 ENGINES = ("vllm", "scripted")
 

@@ -18,8 +18,8 @@ import duckdb
 from core import openai_batch, structured, tables
 from core.errors import TableError
 from core.run_spec import RunSpec
+from core.table_writers import OPENAI_BATCH
 
-OPENAI_BATCH = "openai-batch"
 _SQL_TYPES = {"integer": "BIGINT", "number": "DOUBLE", "boolean": "BOOLEAN"}
 _ROWS_A_BATCH = 5_000
 
@@ -178,7 +178,7 @@ def _openai_rows(connection: duckdb.DuckDBPyConnection, spec: RunSpec) -> Iterat
     wanted = [named[name] for name in ("custom_id", "url") if name in named]
     cells = "".join(f", input.c{index}" for index, _column in wanted)
     fields = ("status", "answer", "error", "finish_reason", "prompt_tokens", "output_tokens", "samples",
-              "finished_at")  # fmt: skip
+              "logprob", "finished_at")  # fmt: skip
     cursor = connection.cursor()
     cursor.execute(
         f"SELECT input._row, {', '.join(f'results.{name}' for name in fields)}{cells} "

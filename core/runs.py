@@ -231,15 +231,6 @@ class Run:
             )
             return [problem for (problem,) in found.fetchall()]
 
-    def errors(self, limit: int = 20) -> list[tuple[str, int]]:
-        """(message, rows) of the rows that failed, most frequent first."""
-        with self.connect() as connection:
-            return connection.execute(
-                "SELECT error, count(*) FROM results WHERE status = 'error' "
-                "GROUP BY 1 ORDER BY 2 DESC, 1 LIMIT ?",
-                [limit],
-            ).fetchall()
-
     # -- export -----------------------------------------------------------------
 
     def export(

@@ -85,7 +85,7 @@ def stage_through_page(tmp_path, instructions=None):
 
 def test_a_clashing_answer_column_blocks_the_start(workspace, tmp_path):
     app = open_page(run=stage_through_page(tmp_path).run_id)
-    app.text_input[0].set_value("text").run()
+    next(found for found in app.text_input if found.label == "Answer column").set_value("text").run()
     assert "already has a column 'text'" in texts(app.error)
     assert button(app, "Run 3 rows").disabled
 

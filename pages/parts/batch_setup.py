@@ -7,16 +7,18 @@ from pathlib import Path
 
 import streamlit as st
 
-from core import prompts, tables
+from core import openai_batch, prompts, revisions, tables
 from core.errors import WorkbenchError
 from core.jobs import Staging
 from core.run_spec import Instructions
 from core.runs import Run
 from core.store import new_id
-from pages.parts import session, table_preview
+from pages.parts import forecast_card, queue_panel, run_actions, session, structured_form, table_preview
+from pages.parts.answer_form import answer_form
 from pages.parts.charts import counted
 from pages.parts.job_panel import choose_run, forget_run, header
 from pages.parts.markdown import plain_text
+from pages.parts.prompt_form import prompt_form
 from pages.parts.sampling_form import sampling_form
 
 _EXAMPLE = Path(__file__).resolve().parents[2] / "examples" / "reviews.csv"
@@ -25,6 +27,7 @@ _EXAMPLE_TEMPLATE = (
 )
 _ENCODINGS = ("utf-8", "gb18030", "big5", "shift_jis", "euc_kr", "utf-16", "cp1252", "latin-1")
 _MAIN_PARAMETERS = ("temperature", "max_tokens", "seed")
+_TRY_ROWS = 20
 _DELIMITERS = {",": "comma", ";": "semicolon", "\t": "tab", "|": "pipe"}
 
 
@@ -49,6 +52,11 @@ def choose_table() -> None:
         "Use the example table", icon=":material/table:", help=f"{_EXAMPLE.name}: 40 product reviews."
     ):
         _stage(_EXAMPLE, _EXAMPLE.name)
+    if session.runtime().settings.tables_dir is not None:
+        with st.expander("A file on the server"):
+            chosen = queue_panel.pick_server_file()
+            if chosen is not None:
+                _stage(chosen, chosen.name)
     if "staging_error" in st.session_state:
         st.error(plain_text(st.session_state["staging_error"]))
 
@@ -87,75 +95,85 @@ def draft(run: Run) -> None:
     header(run, "Another table")
     table_preview.draw(run, info)
     _read_differently(run, info)
-    st.subheader("Prompt")
-    left, right = st.columns([3, 1], gap="large")
-    with left:
-        template, system, answer_column = _prompt_form(run)
-    with right:
-        params = _params_form(run)
-    instructions = Instructions(
-        template=template, system=system, params=params or {}, answer_column=answer_column
-    )
-    valid = params is not None and _keep(run, instructions)
+    instructions = _form(run, info, _first(run, info))
+    valid = instructions is not None and _keep(run, instructions)
     if valid:
         table_preview.rendered(run, info)
-    label = f"Run {counted(spec.input.rows, 'row')}"
-    if st.button(label, type="primary", icon=":material/play_arrow:", disabled=not valid):
-        try:
-            session.jobs().start(run.run_id)
-        except WorkbenchError as error:
-            st.error(plain_text(str(error)))
-        else:
-            _forget_upload()
+        forecast_card.draw(run)
+    with st.container(horizontal=True):
+        label = f"Run {counted(spec.input.rows, 'row')}"
+        if st.button(label, type="primary", icon=":material/play_arrow:", disabled=not valid):
+            _start(run)
+        tried = min(_TRY_ROWS, spec.input.rows)
+        if tried < spec.input.rows and st.button(
+            f"Try {tried} rows",
+            icon=":material/science:",
+            disabled=not valid,
+            help="Answers for a few rows, and the speed to forecast the rest by. They are kept.",
+        ):
+            _start(run, rows=tried)
+
+
+def edit(run: Run) -> None:
+    """The same form for a run that has answers: only rows whose request changes are asked again."""
+    info = run.info()
+    header(run, "All runs")
+    table_preview.draw(run, info)
+    instructions = _form(run, info, revisions.instructions_of(run))
+    with st.container(horizontal=True):
+        if st.button(
+            "Run the rows whose request changed",
+            type="primary",
+            icon=":material/play_arrow:",
+            disabled=instructions is None,
+        ):
+            try:
+                revisions.edit(run, session.store(), instructions)
+            except WorkbenchError as error:
+                st.error(plain_text(str(error)))
+            else:
+                run_actions.stop_editing()
+                _start(run)
+        if st.button("Leave it as it is"):
+            run_actions.stop_editing()
             st.rerun()
 
 
-def _prompt_form(run: Run) -> tuple[str, str, str]:
-    key = f"template-{run.run_id}"
-    if key not in st.session_state:
-        st.session_state[key] = run.spec.prompt.template if run.spec.prompt else _first_template(run)
-        st.session_state[f"system-{run.run_id}"] = run.spec.prompt.system if run.spec.prompt else ""
-        st.session_state[f"answer-{run.run_id}"] = run.spec.answer_column
-    names = run.spec.input.columns
-    st.pills(
-        "Insert a column",
-        names[:40],
-        key=f"insert-{run.run_id}",
-        on_change=_insert_column,
-        args=(run.run_id,),
-    )
-    template = st.text_area(
-        "Template",
-        key=key,
-        height=170,
-        help="The prompt of each row. {{ column }} stands for the row's own value; "
-        "{% if column %} ... {% endif %} works too (Jinja).",
-    )
-    system = st.text_area(
-        "System prompt",
-        key=f"system-{run.run_id}",
-        height=68,
-        placeholder="None",
-        help="May use columns too.",
-    )
-    answer_column = st.text_input(
-        "Answer column",
-        key=f"answer-{run.run_id}",
-        help="Name of the new column; the status, error and token columns start with it.",
-    )
-    return template, system, answer_column.strip()
+def _start(run: Run, rows: int | None = None) -> None:
+    try:
+        session.jobs().start(run.run_id, rows=rows)
+    except WorkbenchError as error:
+        st.error(plain_text(str(error)))
+    else:
+        _forget_upload()
+        st.rerun()
 
 
-def _insert_column(run_id: str) -> None:
-    name = st.session_state[f"insert-{run_id}"]
-    if name is not None:
-        key = f"template-{run_id}"
-        st.session_state[key] = f"{st.session_state[key].rstrip()} {prompts.column_reference(name)}".lstrip()
-        st.session_state[f"insert-{run_id}"] = None
+def _first(run: Run, info: tables.TableInfo) -> Instructions:
+    """What the draft says, or a start to edit."""
+    if run.spec.prompt is not None:
+        return revisions.instructions_of(run)
+    if openai_batch.is_batch(info.columns):
+        return Instructions(mode="openai")
+    return Instructions(template=_first_template(run))
+
+
+def _form(run: Run, info: tables.TableInfo, initial: Instructions) -> Instructions | None:
+    """All that is asked, or None while a part of it can't be used."""
+    st.subheader("Prompt", anchor=False)
+    left, right = st.columns([3, 1], gap="large")
+    with left:
+        asked = prompt_form(run, info, initial)
+    with right:
+        params = _params_form(run, initial)
+    more, answer_params = answer_form(run, info, initial)
+    if params is None or structured_form.problem(f"answers-{run.run_id}:shape"):
+        return None
+    return Instructions(**asked, **more, params={**params, **answer_params})
 
 
 def _first_template(run: Run) -> str:
-    """A start to edit: the column with the longest texts."""
+    """The column with the longest texts."""
     if run.spec.input.name == _EXAMPLE.name and {"product", "review"} <= set(run.spec.input.columns):
         return _EXAMPLE_TEMPLATE
     rows = run.preview(20)
@@ -163,13 +181,13 @@ def _first_template(run: Run) -> str:
     return prompts.column_reference(max(lengths, key=lengths.get))
 
 
-def _params_form(run: Run) -> dict | None:
+def _params_form(run: Run, initial: Instructions) -> dict | None:
     info = session.runtime().status().info
     try:
         return sampling_form(
             f"batch-{run.run_id}",
             info.generation_config if info else {},
-            initial=run.spec.params,
+            initial=initial.params,
             main=_MAIN_PARAMETERS,
         )
     except WorkbenchError as error:

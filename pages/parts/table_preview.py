@@ -6,6 +6,8 @@ import pandas as pd
 import streamlit as st
 
 from core import tables
+from core.asks import Ask
+from core.engines.base import Engine
 from core.errors import EngineNotReady, WorkbenchError
 from core.requests import encode_chats
 from core.runs import Run
@@ -56,26 +58,33 @@ def rendered(run: Run, info: tables.TableInfo) -> None:
         st.caption("Token counts come when the engine is ready.")
     for index, row in enumerate(run.preview(_RENDERED), start=1):
         try:
-            chat = recipe.messages(row)
+            ask = recipe.ask(row)
         except WorkbenchError as error:
             st.error(f"Row {index}: {plain_text(str(error))}")
             continue
         with st.container(border=True):
-            if chat is None:
+            if ask is None:
                 st.caption(f"Row {index}: the prompt is empty; this row will be skipped")
                 continue
-            st.caption(f"Row {index}{_tokens(engine, chat)}")
-            for message in chat:
-                if message.role == "system":
-                    st.caption(f"System: {plain_text(_shown(message.content))}")
-                else:
+            st.caption(f"Row {index}{_tokens(engine, ask)}")
+            for message in ask.messages:
+                if message.role == "user":
                     st.text(_shown(message.content))
+                else:
+                    st.caption(f"{message.role.capitalize()}: {plain_text(_shown(message.content))}")
+            if ask.text is not None:
+                st.text(_shown(ask.text))
+            for turn in ask.turns:
+                st.caption(f"After the answer: {plain_text(_shown(turn))}")
 
 
-def _tokens(engine, chat) -> str:
+def _tokens(engine: Engine | None, ask: Ask) -> str:
     if engine is None:
         return ""
-    (outcome,) = encode_chats(engine, [chat])
+    if ask.text is not None:
+        (outcome,) = engine.encode([ask.text], add_special_tokens=True)
+    else:
+        (outcome,) = encode_chats(engine, [ask.messages])
     if isinstance(outcome, WorkbenchError):
         return f" · {outcome.message}"
     limit = engine.info.max_model_len
