@@ -22,6 +22,7 @@ from pages.parts.charts import counted, duration, per_second
 from pages.parts.markdown import plain_text
 
 _CHOSEN = "batch:run"
+_FEWEST_SAMPLES = 5  # a curve over less says nothing
 _STATES = {
     "draft": "Draft",
     "queued": "Waiting for its turn",
@@ -87,15 +88,15 @@ def draw(run: Run, progress: Progress) -> None:
     _numbers(progress)
     try:
         run_actions.draw(run, progress)
-        forecast_card.compare(run, progress)
-        _charts(run)
         _failures(run, progress)
+        results_table.draw(run, progress)
+        downloads.downloads(run, progress)
+        evaluation.draw(run)
         spec = run.spec
         context = spec.model.max_model_len if spec.model else None
         run_charts.draw_results(run, context=context, max_tokens=spec.params.get("max_tokens"))
-        evaluation.draw(run)
-        results_table.draw(run, progress)
-        downloads.downloads(run, progress)
+        _charts(run)
+        forecast_card.compare(run, progress)
         downloads.specification(run)
     except RunBusy as error:
         st.info(plain_text(str(error)))
@@ -157,7 +158,7 @@ def _numbers(progress: Progress) -> None:
 
 def _charts(run: Run) -> None:
     samples = run.samples()
-    if len(samples) < 2:
+    if len(samples) < _FEWEST_SAMPLES:
         return
     run_charts.draw_progress(
         [sample.work_s for sample in samples],
