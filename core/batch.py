@@ -13,7 +13,7 @@ import concurrent.futures
 import datetime as dt
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -29,7 +29,7 @@ from core.plans import PlanInfo
 from core.recipes import Recipe
 from core.requests import Item, Preparer
 from core.results import Counts, Result
-from core.run_spec import ModelSpec, PromptSpec, SessionSpec
+from core.run_spec import ModelSpec, PromptSpec, RunSpec, SessionSpec
 from core.runs import Run
 from core.runtime import Runtime
 from core.store import RunState, Store, this_process
@@ -229,18 +229,7 @@ class BatchJob:
         return asyncio.get_running_loop().run_in_executor(self._reader, function, *args)
 
     def _plan(self, reader: duckdb.DuckDBPyConnection, engine: Engine) -> PlanInfo:
-        """The plan that is there if it fits what is asked, or a new one."""
-        columns = tables.info(reader).columns
-        recipe = Recipe(self._spec.prompt, columns)
-        return plans.make(
-            reader,
-            recipe.variables,
-            () if recipe.order_fixed else recipe.fields,
-            columns,
-            self._spec.plan,
-            is_deterministic(self._spec.prompt, self._params),
-            slots=engine.info.batch_slots,
-        )
+        return plan_run(reader, self._spec, self._params, engine)
 
     def _make_preparer(self, reader: duckdb.DuckDBPyConnection, engine: Engine, plan: PlanInfo) -> Preparer:
         columns = tables.info(reader).columns
@@ -381,6 +370,23 @@ class BatchJob:
             self.run.update(sessions=(*self.run.spec.sessions, session))
         finally:
             self._publish()
+
+
+def plan_run(
+    connection: duckdb.DuckDBPyConnection, spec: RunSpec, params: Mapping[str, Any], engine: Engine
+) -> PlanInfo:
+    """The run's plan: what is there if it fits what is asked, or a new one. `params` complete."""
+    columns = tables.info(connection).columns
+    recipe = Recipe(spec.prompt, columns)
+    return plans.make(
+        connection,
+        recipe.variables,
+        () if recipe.order_fixed else recipe.fields,
+        columns,
+        spec.plan,
+        is_deterministic(spec.prompt, params),
+        slots=engine.info.batch_slots,
+    )
 
 
 def is_deterministic(prompt: PromptSpec, params: Any) -> bool:
