@@ -155,6 +155,8 @@ def batch(
         )  # fmt: skip
     mode = _mode(template, prompt_column, fields, messages_column)
     params = _params(param or [], seed, _structure(choice, schema, regex, grammar))
+    if logprobs:
+        params.setdefault("logprobs", 0)
     settings = load_settings()
     options = tables.ReadOptions(encoding=encoding, delimiter=_delimiter(delimiter), sheet=sheet)
     if resume is None and mode == "openai":

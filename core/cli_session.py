@@ -113,6 +113,7 @@ class Session:
             "ok": counts.ok,
             "errors": counts.errors,
             "skipped": counts.skipped,
+            "shared": counts.shared,
             "generated": progress.generated,
             "prompt_tokens": counts.prompt_tokens,
             "output_tokens": counts.output_tokens,

@@ -54,7 +54,7 @@ def test_an_uploaded_table_becomes_a_draft_and_then_answers(workspace):
     app.text_area[0].set_value("Is it good? {{ text }}").run()
     assert "Is it good? good film" in texts(app.text)
     button(app, "Run 3 rows").click().run()
-    settle(app, lambda app: len(app.dataframe) == 1 and "answer" in app.dataframe[0].value)
+    settle(app, lambda app: app.dataframe and "answer" in app.dataframe[0].value)
     assert list(app.dataframe[0].value["answer_status"]) == ["ok", "ok", "ok"]
     assert not app.exception
     assert not list(workspace.uploads_dir.iterdir())

@@ -99,7 +99,6 @@ def draft(run: Run) -> None:
     valid = instructions is not None and _keep(run, instructions)
     if valid:
         table_preview.rendered(run, info)
-        forecast_card.draw(run)
     with st.container(horizontal=True):
         label = f"Run {counted(spec.input.rows, 'row')}"
         if st.button(label, type="primary", icon=":material/play_arrow:", disabled=not valid):
@@ -112,6 +111,8 @@ def draft(run: Run) -> None:
             help="Answers for a few rows, and the speed to forecast the rest by. They are kept.",
         ):
             _start(run, rows=tried)
+    if valid:
+        forecast_card.draw(run)
 
 
 def edit(run: Run) -> None:
@@ -140,6 +141,7 @@ def edit(run: Run) -> None:
 
 
 def _start(run: Run, rows: int | None = None) -> None:
+    forecast_card.keep(run)
     try:
         session.jobs().start(run.run_id, rows=rows)
     except WorkbenchError as error:

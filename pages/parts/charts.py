@@ -55,3 +55,11 @@ def gibibytes(size_bytes: int) -> str:
 def device_words(device: str) -> str:
     """The device for a person; the scripted engine has none, which "none" alone would not explain."""
     return "no model, scripted answers" if device == "none" else device
+
+
+def short_number(value: int) -> str:
+    """950, 12.3 k, 4.1 M, 1.2 G: for places where the exact number stands in the help."""
+    for least, unit, sign in ((10**9, 10**9, "G"), (10**6, 10**6, "M"), (10**4, 10**3, "k")):
+        if value >= least:
+            return f"{value / unit:.1f} {sign}"
+    return f"{value:,}"
