@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import duckdb
+import pyarrow as pa
 
 from core import openai_batch, structured, tables
 from core.errors import TableError
@@ -21,7 +22,8 @@ from core.run_spec import RunSpec
 from core.table_writers import OPENAI_BATCH
 
 _SQL_TYPES = {"integer": "BIGINT", "number": "DOUBLE", "boolean": "BOOLEAN"}
-_ROWS_A_BATCH = 5_000
+_ROWS_A_BATCH = 10_000
+_BATCH_BYTES = 16 << 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -142,13 +144,22 @@ def export(
         select += ", results.sample"
         added = (*added, AnswerColumn(f"{spec.answer_column}_sample", "results.sample"))
     order = "input._row, results.sample" if source != "results" else "input._row"
-    joined = connection.cursor().sql(
-        f"SELECT {select} FROM input LEFT JOIN {source} AS results USING (_row) ORDER BY {order}"
+    query = (
+        f"SELECT {select} FROM input LEFT JOIN {source} AS results USING (_row) "
+        f"WHERE input._row >= ? AND input._row < ? ORDER BY {order}"
     )
-    batches = joined.to_arrow_reader(_ROWS_A_BATCH)
+    batches = _in_parts(connection.cursor(), query, spec)
     escape = frozenset(column.name for column in added if column.escape) if escape_formulas else frozenset()
     answers = [tables.Column(column.name, "native", "") for column in added]
     return tables.write(path, [*columns, *answers], batches, format=format, escape=escape, bom=bom)
+
+
+def _in_parts(cursor: duckdb.DuckDBPyConnection, query: str, spec: RunSpec) -> Iterator[pa.RecordBatch]:
+    """The query's rows, some at a time by their numbers: to sort all would not fit the memory."""
+    row_bytes = spec.input.size_bytes / max(spec.input.rows, 1)
+    step = int(max(1, min(_ROWS_A_BATCH, _BATCH_BYTES / max(row_bytes, 1))))
+    for start in range(0, spec.input.rows, step):
+        yield from cursor.sql(query, params=[start, start + step]).to_arrow_table().to_batches()
 
 
 # one row for each of the n answers, numbered from 1; rows without any stay one row

@@ -23,8 +23,9 @@ from core.recipes import Recipe
 from core.run_spec import InputSpec, Instructions, OutputSpec, PromptSpec, RunSpec
 from core.store import new_id
 
-# Small and fixed: every connection of a process must ask for the same, and the engine needs the cores.
-_DUCKDB = {"memory_limit": "256MB", "threads": "2"}
+# Small and fixed for a run: every connection of a process must ask for the same, and the engine needs
+# the memory and the cores. DuckDB works on 2,048 rows at a time, so long rows need more.
+_MEMORY, _MEMORY_FOR_LONG_ROWS, _LONG_ROW_BYTES = "256MB", "1GB", 20_000
 _LOCK_PATIENCE_S = 3.0
 
 
@@ -56,15 +57,7 @@ class Run:
         run = cls(runs_dir / new_id())
         run.folder.mkdir(parents=True)
         try:
-            with run.connect() as connection:
-                info = tables.stage(
-                    source,
-                    connection,
-                    options=options or tables.ReadOptions(),
-                    limit=limit,
-                    on_progress=on_progress,
-                )
-                results.create(connection)
+            info = run._read(source, options or tables.ReadOptions(), limit, on_progress)
             spec = RunSpec(
                 run_id=run.run_id,
                 created_at=dt.datetime.now(dt.UTC),
@@ -90,6 +83,23 @@ class Run:
                 ) from error
             raise
         return run
+
+    def _read(self, source: Path, options: tables.ReadOptions, limit: int | None, report: Any) -> Any:
+        """Stage the file into a new database; with more memory when its rows turn out to be long."""
+        for memory in (_MEMORY, _MEMORY_FOR_LONG_ROWS):
+            try:
+                with contextlib.closing(self._connect(memory)) as connection:
+                    info = tables.stage(source, connection, options=options, limit=limit, on_progress=report)
+                    results.create(connection)
+                    return info
+            except duckdb.Error as error:
+                # a commit that lacks memory is a TransactionException: only its words say why
+                lacks_memory = "pin block" in str(error) or "out of memory" in str(error).lower()
+                if memory == _MEMORY_FOR_LONG_ROWS or not lacks_memory:
+                    raise
+            for path in self.folder.glob("run.duckdb*"):
+                path.unlink()
+        raise AssertionError("the last attempt returns or raises")
 
     @classmethod
     def open(cls, runs_dir: Path, run_id: str) -> Run:
@@ -163,11 +173,16 @@ class Run:
 
     def open_database(self) -> duckdb.DuckDBPyConnection:
         """A connection that the caller closes. Raises RunBusy while another process holds the file."""
+        given = self.spec.input
+        long_rows = given.size_bytes > _LONG_ROW_BYTES * given.rows
+        return self._connect(_MEMORY_FOR_LONG_ROWS if long_rows else _MEMORY)
+
+    def _connect(self, memory: str) -> duckdb.DuckDBPyConnection:
         path = self.folder / "run.duckdb"
         give_up = time.monotonic() + _LOCK_PATIENCE_S
         while True:
             try:
-                return duckdb.connect(path, config=_DUCKDB)
+                return duckdb.connect(path, config={"memory_limit": memory, "threads": "2"})
             except duckdb.Error as error:
                 said = str(error).lower()
                 # another process has the file, or a thread of ours is just closing it

@@ -10,7 +10,12 @@ CORE = sorted((ROOT / "core").rglob("*.py"))
 PAGES = [ROOT / "Home.py", *sorted((ROOT / "pages").rglob("*.py"))]
 # each heavy library has one room, and even there it is imported inside a function
 HEAVY = {
-    "vllm": {"core/engines/vllm.py", "core/engines/vllm_start.py", "core/engines/vllm_stats.py"},
+    "vllm": {
+        "core/engines/vllm.py",
+        "core/engines/vllm_params.py",
+        "core/engines/vllm_start.py",
+        "core/engines/vllm_stats.py",
+    },
     "torch": {"core/embedded.py"},
     "transformers": {"core/engines/vllm_start.py", "core/engines/vllm_models.py", "core/embedded.py"},
 }

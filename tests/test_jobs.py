@@ -310,6 +310,18 @@ def test_a_page_may_look_while_a_job_opens_and_closes_the_run(jobs, table):
     assert {look.result().done for look in looks} == {0}
 
 
+def test_rows_of_a_hundred_thousand_characters_are_staged_run_and_exported(jobs, tmp_path):
+    """DuckDB works on 2,048 rows at a time: the memory that serves for others could not hold so many."""
+    path = tmp_path / "long.csv"
+    with path.open("w", encoding="utf-8") as file:
+        file.write("id,text\n")
+        file.writelines(f"{number},{chr(97 + number % 26) * 140_000}\n" for number in range(2_100))
+    run = jobs.stage(path, instructions=Instructions(template="{{ text[:20] }} {{ id }}"))
+    assert finish(jobs, run).counts.ok == 2_100
+    assert run.export(tmp_path / "out.csv") == 2_100
+    assert (tmp_path / "out.csv").stat().st_size > 2_100 * 140_000
+
+
 @pytest.mark.parametrize("run_id", ["nothing", "../runs", "", ".", "a/b"])
 def test_an_unknown_run_is_said_so(jobs, run_id):
     with pytest.raises(RunNotFound):

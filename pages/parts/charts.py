@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
+
+import streamlit as st
 
 SPARK_SECONDS = 60
 
@@ -63,3 +66,9 @@ def short_number(value: int) -> str:
         if value >= least:
             return f"{value / unit:.1f} {sign}"
     return f"{value:,}"
+
+
+def metric_cells(count: int, pixels: int = 118) -> list[Any]:
+    """Places for metrics side by side, which wrap where the page is narrow: columns would cut the figures."""
+    row = st.container(horizontal=True)
+    return [row.container(width=pixels) for _cell in range(count)]

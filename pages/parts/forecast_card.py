@@ -10,7 +10,7 @@ from core.errors import EngineNotReady, WorkbenchError
 from core.forecast import Forecast
 from core.runs import Run
 from pages.parts import run_charts, session
-from pages.parts.charts import counted, duration, short_number
+from pages.parts.charts import counted, duration, metric_cells, short_number
 from pages.parts.markdown import plain_text
 
 _AT_ONCE_ROWS = 20_000
@@ -72,7 +72,7 @@ def _kept(run: Run) -> Forecast | None:
 
 
 def _card(made: Forecast) -> None:
-    cells = st.columns(5)
+    cells = metric_cells(5)
     cells[0].metric("Requests", f"{made.requests:,}", help=_requests(made))
     cells[1].metric(
         "Prompt tokens",
@@ -127,7 +127,7 @@ def compare(run: Run, progress: Progress) -> None:
     share = cached / prompt_tokens if prompt_tokens else None
     lines = [
         ("Requests", f"{expected.requests:,}", f"{counts.done - counts.shared:,}"),
-        ("Prompt tokens", f"{expected.prompt_tokens:,}", f"{counts.prompt_tokens:,}"),
+        ("Prompt tokens", f"{expected.prompt_tokens:,}", f"{prompt_tokens:,}"),
         ("Output tokens", _number(expected.output_tokens), f"{counts.output_tokens:,}"),
         ("Prefix hits", _share(expected.cached_share), _share(share)),
         ("Time", duration(expected.seconds), duration(progress.work_s)),

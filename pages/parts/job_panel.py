@@ -18,7 +18,7 @@ from pages.parts import (
     run_charts,
     session,
 )
-from pages.parts.charts import counted, duration, per_second
+from pages.parts.charts import counted, duration, metric_cells, per_second
 from pages.parts.markdown import plain_text
 
 _CHOSEN = "batch:run"
@@ -132,7 +132,7 @@ def _numbers(progress: Progress) -> None:
     counts = progress.counts
     share = counts.done / progress.rows if progress.rows else 1.0
     st.progress(min(share, 1.0), f"{_STATES[progress.state]}: {counts.done:,} of {progress.rows:,} rows")
-    cells = st.columns(6)
+    cells = metric_cells(6)
     cells[0].metric("Ok", f"{counts.ok:,}")
     cells[1].metric("Errors", f"{counts.errors:,}")
     cells[2].metric("Skipped", f"{counts.skipped:,}", help="Rows whose prompt was empty.")
