@@ -17,8 +17,8 @@ import duckdb
 import numpy as np
 import pyarrow as pa
 
-_FILE_BYTES = 32 << 20
-_BATCH_BYTES = 8 << 20
+_FILE_BYTES = 12 << 20
+_BATCH_BYTES = 4 << 20
 _MAX_FILES = 200
 
 

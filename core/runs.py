@@ -25,7 +25,7 @@ from core.store import new_id
 
 # Small and fixed for a run: every connection of a process must ask for the same, and the engine needs
 # the memory and the cores. DuckDB works on 2,048 rows at a time, so long rows need more.
-_MEMORY, _MEMORY_FOR_LONG_ROWS, _LONG_ROW_BYTES = "256MB", "1GB", 20_000
+_MEMORY, _MEMORY_FOR_LONG_ROWS, _LONG_ROW_BYTES = "160MB", "1GB", 10_000
 _LOCK_PATIENCE_S = 3.0
 
 
