@@ -271,21 +271,22 @@ def _seconds(
             for spec in specs
             if spec.model is not None and spec.model.name == engine.info.model
             for session in spec.sessions
-            if session.wall_s >= _SESSION_S and session.generated
+            if session.wall_s and session.generated
         ),
         key=lambda session: session.started_at,
         reverse=True,
     )
-    # a few rows tried leave the engine half empty: they count only where nothing else does
-    full = [session for session in sessions if session.generated >= engine.info.batch_slots]
-    used = (full or sessions)[:_SESSIONS]
+    # a few rows tried are short and leave the engine half empty: they count only where nothing else does
+    long = [session for session in sessions if session.wall_s >= _SESSION_S]
+    full = [session for session in long if session.generated >= engine.info.batch_slots]
+    used = (full or long or sessions)[:_SESSIONS]
     done = sum(_worked(session) for session in used)
     if not done:
         return None, NO_RATE
     rate = done / sum(session.wall_s for session in used)
     most = "At most: " if is_bound else ""
     last = "the last stretch" if len(used) == 1 else f"the last {len(used)} stretches"
-    few = "" if full else ", which did not fill the engine"
+    few = "" if full else ", which did not fill the engine" if long else ", which was short"
     return tokens / rate, (
         f"{most}{tokens:,.0f} tokens (prompts beyond their shared beginnings, and answers) "
         f"at {rate:,.0f} tokens/s, as in {last} of work with this model here{few}."
