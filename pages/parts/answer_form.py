@@ -32,7 +32,7 @@ def answer_form(
     asked: dict[str, Any] = {}
     params: dict[str, Any] = {}
     structure = initial.params.get("structured_outputs")
-    with st.expander("Shape of the answers", expanded=structure is not None):
+    with st.expander("Shape of the answers", expanded=st.session_state[f"{key}:shaped"]):
         asked["answer_column"] = st.text_input(
             "Answer column",
             key=f"{key}:column",
@@ -62,7 +62,7 @@ def answer_form(
         if logprobs:
             params["logprobs"] = 0
         asked["evaluation"] = _evaluation(key, names)
-    with st.expander("Rows of their own, long prompts, speed"):
+    with st.expander("Parameters from columns, long prompts, speed"):
         asked["param_columns"] = _param_columns(key, names)
         asked["overflow"] = _overflow(key)
         asked["plan"] = _plan(key)
@@ -75,6 +75,7 @@ def _seed(key: str, initial: Instructions) -> None:
     if f"{key}:column" in state:
         return
     state[f"{key}:column"] = initial.answer_column
+    state[f"{key}:shaped"] = "structured_outputs" in initial.params  # once: it would close under one's hands
     state[f"{key}:chances"] = initial.output.choice_probabilities
     state[f"{key}:n"] = initial.params.get("n", 1)
     state[f"{key}:samples"] = initial.output.samples

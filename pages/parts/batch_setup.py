@@ -122,22 +122,24 @@ def edit(run: Run) -> None:
     table_preview.draw(run, info)
     instructions = _form(run, info, revisions.instructions_of(run))
     with st.container(horizontal=True):
-        if st.button(
+        go = st.button(
             "Run the rows whose request changed",
             type="primary",
             icon=":material/play_arrow:",
             disabled=instructions is None,
-        ):
-            try:
-                revisions.edit(run, session.store(), instructions)
-            except WorkbenchError as error:
-                st.error(plain_text(str(error)))
-            else:
-                run_actions.stop_editing()
-                _start(run)
-        if st.button("Leave it as it is"):
+        )
+        leave = st.button("Leave it as it is")
+    if go:
+        try:
+            revisions.edit(run, session.store(), instructions)
+        except WorkbenchError as error:
+            st.error(plain_text(str(error)))
+        else:
             run_actions.stop_editing()
-            st.rerun()
+            _start(run)
+    if leave:
+        run_actions.stop_editing()
+        st.rerun()
 
 
 def _start(run: Run, rows: int | None = None) -> None:
@@ -169,7 +171,10 @@ def _form(run: Run, info: tables.TableInfo, initial: Instructions) -> Instructio
     with right:
         params = _params_form(run, initial)
     more, answer_params = answer_form(run, info, initial)
-    if params is None or structured_form.problem(f"answers-{run.run_id}:shape"):
+    if structured_form.problem(f"answers-{run.run_id}:shape"):
+        st.caption("Complete the shape of the answers, or choose free text.")
+        return None
+    if params is None:
         return None
     return Instructions(**asked, **more, params={**params, **answer_params})
 

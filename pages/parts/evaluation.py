@@ -218,7 +218,8 @@ def _worst(run: Run, connection: duckdb.DuckDBPyConnection, scores: tuple[Score,
     table = st.container()
     pages, page = -(-rows[metric] // _PAGE_ROWS), 1
     if pages > 1:
-        page = st.pagination(pages, key=_key(run, f"page:{metric}"), max_visible_pages=5)
+        with st.container(horizontal=True, horizontal_alignment="right"):
+            page = st.pagination(pages, key=_key(run, f"page:{metric}"), max_visible_pages=5)
     found = evaluation.worst(connection, metric, _PAGE_ROWS, (page - 1) * _PAGE_ROWS)
     frame = pd.DataFrame(
         [

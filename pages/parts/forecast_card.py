@@ -16,14 +16,14 @@ from pages.parts.markdown import plain_text
 _AT_ONCE_ROWS = 20_000
 
 
-def draw(run: Run) -> None:
-    """What the run will take; large tables are looked at when somebody asks."""
+def draw(run: Run, title: str = "Forecast", *, with_lengths: bool = True) -> None:
+    """What the whole run will take; large tables are looked at when somebody asks."""
     try:
         engine = session.runtime().engine
     except EngineNotReady:
         st.caption("The forecast comes when the engine is ready.")
         return
-    st.subheader("Forecast", anchor=False)
+    st.subheader(title, anchor=False)
     made = _kept(run)
     if made is None and run.spec.input.rows > _AT_ONCE_ROWS:
         st.caption(f"Planning {counted(run.spec.input.rows, 'row')} takes some seconds.")
@@ -37,7 +37,7 @@ def draw(run: Run) -> None:
                 st.error(plain_text(str(error)))
                 return
         st.session_state[_key(run)] = (_asked(run), made)
-    _card(made)
+    _card(made, with_lengths=with_lengths)
 
 
 def keep(run: Run) -> None:
@@ -71,8 +71,8 @@ def _kept(run: Run) -> Forecast | None:
     return made if asked == _asked(run) else None
 
 
-def _card(made: Forecast) -> None:
-    cells = metric_cells(5)
+def _card(made: Forecast, *, with_lengths: bool) -> None:
+    cells = metric_cells(5, 140)
     cells[0].metric("Requests", f"{made.requests:,}", help=_requests(made))
     cells[1].metric(
         "Prompt tokens",
@@ -92,10 +92,10 @@ def _card(made: Forecast) -> None:
         how_many = ("" if made.exact else "About ") + counted(made.over_limit, "request")
         st.warning(
             f"{how_many} too long for the context of {made.max_model_len:,} tokens. They become errors, "
-            "or are cut if you say so under “Rows of their own, long prompts, speed”."
+            "or are cut if you say so under “Parameters from columns, long prompts, speed”."
         )
     st.caption(plain_text(made.seconds_basis))
-    if sum(made.prompt_counts):
+    if with_lengths and sum(made.prompt_counts):
         figure = run_charts.length_histogram(
             made.prompt_bins, made.prompt_counts, made.max_model_len, what="Prompt tokens"
         )

@@ -89,6 +89,9 @@ def draw(run: Run, progress: Progress) -> None:
     try:
         run_actions.draw(run, progress)
         _failures(run, progress)
+        if progress.state == "stopped" and progress.counts.done < progress.rows:  # rows tried, most often
+            forecast_card.draw(run, "Forecast of the whole run", with_lengths=False)
+            st.subheader("Answers", anchor=False)
         results_table.draw(run, progress)
         downloads.downloads(run, progress)
         evaluation.draw(run)
@@ -150,7 +153,7 @@ def _numbers(progress: Progress) -> None:
     cells[5].metric(
         "Shared", f"{counts.shared:,}", help="Rows that ask the same as another one and share its answer."
     )
-    if progress.message and progress.state == "running":
+    if progress.message and progress.state in ("running", "stopped"):
         st.caption(plain_text(progress.message))
     elif progress.message and progress.state != "finished":
         st.warning(plain_text(progress.message))
@@ -173,7 +176,8 @@ def _charts(run: Run) -> None:
 def _failures(run: Run, progress: Progress) -> None:
     if not progress.counts.errors:
         return
-    with st.expander(f"{counted(progress.counts.errors, 'row')} failed", icon=":material/error:"):
+    title = f"{counted(progress.counts.errors, 'row')} failed"
+    with st.expander(title, key=f"failures-{run.run_id}", icon=":material/error:"):  # the number changes
         with run.connect() as connection:
             groups = browse.errors(connection)
         for group in groups:

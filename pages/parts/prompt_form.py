@@ -65,7 +65,8 @@ def prompt_form(run: Run, info: tables.TableInfo, initial: Instructions) -> dict
         persist_state="session",
     )
     count = len(st.session_state[f"{key}:examples"]) + st.session_state[f"{key}:turns"]
-    with st.expander(f"Examples and further turns ({count})" if count else "Examples and further turns"):
+    title = "Examples and further turns" + (f" ({count})" if count else "")
+    with st.expander(title, key=f"{key}:more"):  # by its key it stays open when its title changes
         if mode != "messages":
             asked["examples"] = _examples(key, asked)
         asked["turns"] = _turns(key)

@@ -8,7 +8,7 @@ from core import browse, revisions
 from core.batch import Progress
 from core.errors import WorkbenchError
 from core.runs import Run
-from pages.parts import session
+from pages.parts import forecast_card, session
 from pages.parts.charts import counted
 from pages.parts.markdown import plain_text
 
@@ -69,6 +69,7 @@ def _again(run: Run, mark) -> None:
 
 
 def _start(run: Run) -> None:
+    forecast_card.keep(run)
     try:
         session.jobs().start(run.run_id)
     except WorkbenchError as error:

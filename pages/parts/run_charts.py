@@ -22,6 +22,7 @@ _HEIGHT = 220
 _CONFIG = {"displayModeBar": False}
 _REASONS = {"stop": "Finished (stop)", "length": "Cut off (length)", "abort": "Stopped (abort)"}
 _LABEL_CHARACTERS = 32
+_FEW_TOKENS = 6
 
 
 def _figure(*traces: go.Bar | go.Scatter, x: str, y: str, height: int = _HEIGHT) -> go.Figure:
@@ -50,8 +51,10 @@ def length_histogram(
     """
     spans = list(pairwise(edges))
     named = [f"{low:,}" if high - low == 1 else f"{low:,} to {high - 1:,}" for low, high in spans]
+    # where each bar is one number of tokens, it stands on that number
+    shift = 0.5 if all(high - low == 1 for low, high in spans) else 0
     bars = go.Bar(
-        x=[(low + high) / 2 for low, high in spans],
+        x=[(low + high) / 2 - shift for low, high in spans],
         y=list(counts),
         width=[high - low for low, high in spans],
         marker={"color": ACCENT, "line": {"width": 0}},
@@ -73,7 +76,8 @@ def length_histogram(
             place = {"x": 1, "xref": "paper", "xanchor": "right"}
         figure.add_annotation(y=1, yref="paper", yanchor="bottom", **label, **place)
         figure.update_layout(margin={"t": 28})
-    return figure.update_xaxes(range=[start, end], tickformat=",d", tickangle=0, nticks=6)
+    ticks = {"dtick": 1} if end - start <= _FEW_TOKENS else {"nticks": 6}  # no fractions of a token
+    return figure.update_xaxes(range=[start - shift, end - shift], tickformat=",d", tickangle=0, **ticks)
 
 
 def finish_reason_bar(reasons: Sequence[tuple[str, int]]) -> go.Figure:

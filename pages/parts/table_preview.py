@@ -52,10 +52,12 @@ def rendered(run: Run, info: tables.TableInfo) -> None:
     """The first prompts as the model will get them, with their token counts."""
     recipe = run.recipe()
     engine = None
+    st.caption("The first prompts, as the model gets them")
     try:
         engine = session.runtime().engine
     except EngineNotReady:
         st.caption("Token counts come when the engine is ready.")
+    examples = 2 * len(run.spec.prompt.examples)  # messages, right before the row's own
     for index, row in enumerate(run.preview(_RENDERED), start=1):
         try:
             ask = recipe.ask(row)
@@ -66,12 +68,14 @@ def rendered(run: Run, info: tables.TableInfo) -> None:
             if ask is None:
                 st.caption(f"Row {index}: the prompt is empty; this row will be skipped")
                 continue
-            st.caption(f"Row {index}{_tokens(engine, ask)}")
-            for message in ask.messages:
-                if message.role == "user":
-                    st.text(_shown(message.content))
-                else:
-                    st.caption(f"{message.role.capitalize()}: {plain_text(_shown(message.content))}")
+            repeated = examples and index > 1
+            same = " · after the same examples" if repeated else ""
+            st.caption(f"Row {index}{_tokens(engine, ask)}{same}")
+            before, own = ask.messages[:-1], ask.messages[-1:]
+            for message in before[: len(before) - examples] if repeated else before:
+                st.caption(f"{message.role.capitalize()}: {plain_text(_shown(message.content))}")
+            for message in own:
+                st.text(_shown(message.content))
             if ask.text is not None:
                 st.text(_shown(ask.text))
             for turn in ask.turns:
