@@ -386,6 +386,7 @@ def plan_run(
         spec.plan,
         is_deterministic(spec.prompt, params),
         slots=engine.info.batch_slots,
+        answer_length=spec.prompt.param_columns.get("max_tokens"),
     )
 
 

@@ -108,7 +108,7 @@ class PlanMaker:
         [(self._rows,)] = connection.execute("SELECT count(*) FROM input").fetchall()
         self._means, self._longest = self._measure()
 
-    def make(self, *, reorder: bool, dedupe: bool, slots: int) -> PlanInfo:
+    def make(self, *, reorder: bool, dedupe: bool, slots: int, answer_length: int | None = None) -> PlanInfo:
         """Make the tables anew. The caller's transaction is open."""
         for table in ("plan", "copies", "planned"):
             self._connection.execute(f"DROP TABLE IF EXISTS {table}")
@@ -123,8 +123,8 @@ class PlanMaker:
             # rows that can't be asked come first: their errors show at once
             bad = np.setdiff1d(requests, good, assume_unique=True)
             order = np.concatenate([bad, good[found.order]])
-        elif found.file_share < _WORTH:
-            order = self._longest_first_at_the_end(requests, slots)
+        elif reorder and found.file_share < _WORTH:
+            order = self._longest_first_at_the_end(requests, slots, answer_length)
         else:
             order = requests
         with_fields = reordered and found.field_order is not None
@@ -249,12 +249,19 @@ class PlanMaker:
             ),
         )
 
-    def _longest_first_at_the_end(self, requests: np.ndarray, slots: int) -> np.ndarray:
-        """The order of the file but for the last rows: a long prompt that comes last is waited for alone."""
+    def _longest_first_at_the_end(
+        self, requests: np.ndarray, slots: int, answer_length: int | None
+    ) -> np.ndarray:
+        """The order of the file but for the last rows: a long one that comes last is waited for alone.
+
+        How long a row takes is told by the column that gives its max_tokens, else by its prompt.
+        """
         if len(requests) <= slots or not self._texts.cells:  # they all start at once
             return requests
-        most, end = np.split(requests, [max(0, len(requests) - 2 * slots)])
-        size = " + ".join(f"length({text})" for text in self._texts.cells)
+        size, window = " + ".join(f"length({text})" for text in self._texts.cells), 2 * slots
+        if answer_length is not None:
+            size, window = f"coalesce(TRY_CAST(c{answer_length} AS BIGINT), 0)", 8 * slots
+        most, end = np.split(requests, [max(0, len(requests) - window)])
         found = self._connection.execute(
             f"SELECT {size} AS size FROM input WHERE _row >= ? ORDER BY _row", [int(end[0])]
         ).fetchnumpy()

@@ -40,6 +40,7 @@ def make(
     *,
     fixed_chars: Sequence[int] = (),
     slots: int = 256,
+    answer_length: str | None = None,
     on_progress: Report | None = None,
 ) -> PlanInfo:
     """Plan the run, in one transaction; a plan that was made for the same is kept.
@@ -48,10 +49,13 @@ def make(
     prompt; `fields` those among them whose order may be chosen, row by row. `deterministic`:
     equal prompts have equal answers. `fixed_chars`: characters of constant text before each of
     the variables, and after the last. `slots`: requests that the engine works on at a time.
+    `answer_length`: the column that gives a row's max_tokens.
     """
     names = tuple(dict.fromkeys((*variables, *fields)))
     dedupe = deterministic and options.dedupe
-    made_for = json.dumps([_VERSION, names, list(fields), options.reorder, dedupe, list(fixed_chars)])
+    made_for = json.dumps(
+        [_VERSION, names, list(fields), options.reorder, dedupe, list(fixed_chars), answer_length]
+    )
     found = info(connection)
     if found is not None and found.made_for == made_for:
         return found
@@ -60,7 +64,8 @@ def make(
     try:
         texts = Texts.of(names, columns)
         maker = PlanMaker(connection, texts, fields, fixed_chars, on_progress or (lambda stage: None))
-        plan = maker.make(reorder=options.reorder, dedupe=dedupe, slots=slots)
+        length = next((at for at, column in enumerate(columns) if column.name == answer_length), None)
+        plan = maker.make(reorder=options.reorder, dedupe=dedupe, slots=slots, answer_length=length)
         plan = replace(plan, seconds=time.monotonic() - started, made_for=made_for)
         connection.execute("CREATE OR REPLACE TABLE plan_info (info VARCHAR)")
         connection.execute("INSERT INTO plan_info VALUES (?)", [json.dumps(asdict(plan))])

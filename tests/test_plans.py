@@ -187,6 +187,16 @@ def test_the_last_rows_of_a_table_begin_with_the_longest(connection, tmp_path):
     assert [sizes[row] for row in rows[80:]] == sorted(sizes[80:], reverse=True)
 
 
+def test_the_last_rows_begin_with_those_that_a_column_lets_answer_longest(connection, tmp_path):
+    lengths = [(row * 37) % 100 for row in range(200)]
+    lines = "".join(f"{row:03d},{length}\n" for row, length in enumerate(lengths))
+    columns = stage(connection, tmp_path / "t.csv", f"text,most\n{lines}")
+    make(connection, ["text", "most"], columns, slots=10, answer_length="most")
+    rows = [row.row for row in read(connection, columns, range(200), ["text"])]
+    assert rows[:120] == list(range(120))
+    assert [lengths[row] for row in rows[120:]] == sorted(lengths[120:], reverse=True)
+
+
 def test_rows_too_many_for_one_pass_of_sorting_arrive_whole(tmp_path, monkeypatch):
     """Files of a few rows each, beside a database on disk; nothing of them is left there."""
     monkeypatch.setattr(row_sorting, "_FILE_BYTES", 5_000)
