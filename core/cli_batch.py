@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import json
 from dataclasses import replace
 from pathlib import Path
@@ -264,7 +265,9 @@ def _samples(word: str) -> Any:
 
 
 def _listed(names: str | None) -> tuple[str, ...]:
-    return tuple(name.strip() for name in (names or "").split(",") if name.strip())
+    """Column names between commas; one that has a comma itself stands in double quotes, as in CSV."""
+    (row,) = csv.reader([names or ""], skipinitialspace=True)
+    return tuple(name.strip() for name in row if name.strip())
 
 
 def _pairs(assignments: list[str]) -> dict[str, str]:

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import csv
+import io
 import json
 import shlex
+from collections.abc import Sequence
 
 from core import sampling
 from core.run_spec import RunSpec
@@ -36,7 +39,7 @@ def _prompt(spec: RunSpec) -> list[str]:
     elif prompt.mode == "template":
         words += ["--template", prompt.template]
     elif prompt.mode == "fields":
-        words += ["--fields", ",".join(prompt.fields), "--instruction", prompt.instruction]
+        words += ["--fields", _listed(prompt.fields), "--instruction", prompt.instruction]
     elif prompt.mode == "messages":
         words += ["--messages-column", prompt.messages_column]
     words += ["--system", prompt.system] if prompt.system else []
@@ -45,6 +48,12 @@ def _prompt(spec: RunSpec) -> list[str]:
     words += ["--turns-column", prompt.turns_column] if prompt.turns_column else []
     words += [f"--param-column={name}={column}" for name, column in prompt.param_columns.items()]
     return words
+
+
+def _listed(names: Sequence[str]) -> str:
+    text = io.StringIO()
+    csv.writer(text, lineterminator="").writerow(names)
+    return text.getvalue()
 
 
 def _structure(structure: dict) -> list[str]:

@@ -138,15 +138,6 @@ def read_counts(connection: duckdb.DuckDBPyConnection) -> Counts:
     return Counts(*row)
 
 
-def read_pending(connection: duckdb.DuckDBPyConnection) -> Any:
-    """Row numbers without a fresh result, ascending, as a numpy array of int64 (8 bytes a row)."""
-    query = """
-        SELECT _row FROM input ANTI JOIN (SELECT _row FROM results WHERE stale IS NOT TRUE) USING (_row)
-        ORDER BY _row
-    """
-    return connection.execute(query).fetchnumpy()["_row"]
-
-
 def any_stale(connection: duckdb.DuckDBPyConnection) -> bool:
     """Whether some results wait to be replaced."""
     ((found,),) = connection.execute("SELECT count(*) > 0 FROM (FROM results WHERE stale LIMIT 1)").fetchall()
