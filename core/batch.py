@@ -266,7 +266,7 @@ class BatchJob:
 
     def _prepare(self, reader: duckdb.DuckDBPyConnection, positions: Any) -> list[Item | Result]:
         """Rows ready for the engine, and results of those that need none: bad rows, answers that hold."""
-        rows = plans.read(reader, tables.info(reader).columns, positions, self._preparer.variables)
+        rows = plans.read(reader, self._columns, positions, self._preparer.variables)
         ready = self._preparer.prepare(rows)
         if not self._keeper.replaces:
             return ready
