@@ -232,9 +232,9 @@ class BatchJob:
         return plan_run(reader, self._spec, self._params, engine)
 
     def _make_preparer(self, reader: duckdb.DuckDBPyConnection, engine: Engine, plan: PlanInfo) -> Preparer:
-        columns = tables.info(reader).columns
-        recipe = Recipe(self._spec.prompt, columns)
-        return Preparer(recipe, columns, engine, self._params, self._spec.overflow, plan.field_orders)
+        self._columns = tables.info(reader).columns  # once: it costs as much as encoding a chunk
+        recipe = Recipe(self._spec.prompt, self._columns)
+        return Preparer(recipe, self._columns, engine, self._params, self._spec.overflow, plan.field_orders)
 
     async def _follow(self, item: Item, answer: str) -> Item | Result:
         return await self._in_reader(self._preparer.follow, item, answer)
