@@ -4,13 +4,18 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+import math
 import os
 import time
+from collections.abc import Callable
 from concurrent.futures import CancelledError
+from pathlib import Path
 from typing import Any
 
 import pytest
 
+from core import structured
+from core.engines import vllm_params, vllm_structures
 from core.errors import EngineLoadError, RequestRejected, TemplateError
 from core.runtime import Runtime
 from core.types import Completion, Delta, EngineSpec, Message, Priority, Request
@@ -98,11 +103,206 @@ def test_parameters_reach_the_engine(engine_runtime: Runtime) -> None:
     assert biased.text != plain
 
 
+def test_several_answers_to_one_prompt(engine_runtime: Runtime) -> None:
+    prompt = ask(engine_runtime, "Tell me a story.")
+    answer = complete(engine_runtime, prompt, n=3, seed=5, max_tokens=12, ignore_eos=True, logprobs=0)
+    assert len(answer.samples) == 3 == len({sample.text for sample in answer.samples})
+    assert answer.output_tokens == 36
+    assert (answer.text, answer.cumulative_logprob) == (
+        answer.samples[0].text,
+        answer.samples[0].cumulative_logprob,
+    )
+    assert all(sample.cumulative_logprob < 0 for sample in answer.samples)
+    one = complete(engine_runtime, prompt, max_tokens=2)
+    assert (one.samples, one.cumulative_logprob) == ((), None)
+
+    async def stream() -> None:
+        async for _ in engine_runtime.engine.stream(request(prompt, n=2)):
+            pass
+
+    with pytest.raises(RequestRejected, match="Only one answer can be streamed"):
+        engine_runtime.run(stream())
+
+
+PERSON = {
+    "type": "object",
+    "properties": {
+        "name": {"type": "string", "maxLength": 12},
+        "age": {"type": "integer", "minimum": 0, "maximum": 150},
+        "alive": {"type": "boolean"},
+    },
+    "required": ["name", "age", "alive"],
+    "additionalProperties": False,
+}
+
+
+@pytest.mark.parametrize(
+    "structure",
+    [
+        {"choice": ['say "hi"', "naïve 漢字"]},
+        {"regex": "[0-9]{4}-[0-9]{2}"},
+        {"json": PERSON},
+        {"grammar": 'root ::= "red" | "green"'},
+    ],
+)
+def test_an_answer_keeps_to_its_structure(engine_runtime: Runtime, structure: dict[str, Any]) -> None:
+    prompt = ask(engine_runtime, "Who was Ada Lovelace?")
+    answer = complete(engine_runtime, prompt, structured_outputs=structure, max_tokens=60, seed=1)
+    assert answer.finish_reason == "stop"
+    assert structured.valid(structure, answer.text) is not False
+    if "json" in structure:
+        assert list(structured.parsed(structure, answer.text)) == ["name", "age", "alive"]
+        assert answer.text.startswith('{"name":"')
+    if "grammar" in structure:
+        assert answer.text in ("red", "green")
+
+
+@pytest.mark.parametrize(
+    ("structure", "said"),
+    [
+        ({"regex": "(?=a)b"}, "Lookahead is not supported"),
+        ({"regex": "[^\\s\\S]"}, "no answer can have the structure"),
+        ({"json": {"allOf": [{"type": "string"}, {"minLength": 3}]}}, "not supported by xgrammar"),
+        ({"json": {"type": "integer", "minimum": 5, "maximum": 3}}, "minimum greater than maximum"),
+        ({"grammar": "root ::= nothing"}, '"nothing" is not defined'),
+        ({"grammar": "root ::= root"}, "no answer can have the structure"),
+        ({"grammar": "root ::= ((("}, "Invalid grammar"),
+    ],
+)
+def test_a_structure_the_engine_can_not_use_costs_its_own_request_only(
+    engine_runtime: Runtime, structure: dict[str, Any], said: str
+) -> None:
+    for _again in range(2):
+        with pytest.raises(RequestRejected, match=said):
+            complete(engine_runtime, "Hello", structured_outputs=structure)
+    assert complete(engine_runtime, "Still there?", max_tokens=1).output_tokens == 1
+
+
+def test_a_structure_that_takes_for_ever_is_refused_while_others_are_answered(
+    engine_runtime: Runtime, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(vllm_structures, "_TRIAL_S", 0.3)
+    slow = {"grammar": "root ::= " + " ".join(['"a"?'] * 150)}
+    engine = engine_runtime.engine
+    rows = [engine_runtime.spawn(engine.complete(request("Row", structured_outputs=slow))) for _ in range(5)]
+    assert complete(engine_runtime, "Hello", max_tokens=1).output_tokens == 1
+    for row in rows:
+        with pytest.raises(RequestRejected, match="does not get ready for this structure"):
+            row.result(30)
+    wait_idle(engine_runtime)
+
+
+@pytest.fixture(scope="module")
+def reference(embedded_model: Path) -> Callable[[list[int], list[int]], list[float]]:
+    """transformers' own forward pass: the log-probabilities of the second tokens after the first."""
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    model = AutoModelForCausalLM.from_pretrained(embedded_model, dtype=torch.bfloat16)
+
+    def log_probabilities(prompt: list[int], answer: list[int]) -> list[float]:
+        with torch.inference_mode():
+            logits = model(torch.tensor([prompt + answer])).logits[0, len(prompt) - 1 : -1]
+        each = torch.log_softmax(logits.float(), -1)
+        return [each[place, token].item() for place, token in enumerate(answer)]
+
+    return log_probabilities
+
+
+def score(runtime: Runtime, prompt: Any, choices: list[str]) -> list[float]:
+    return runtime.run(runtime.engine.score(request(prompt), choices))
+
+
+QUESTIONS = {
+    "Is the sky blue? Answer yes or no.": ["yes", "no", "Yes", "No."],
+    "Name a city in France.": ["Paris", "Paris is a city in France.", "Marseille", "New York City"],
+    "Positive or negative: 'I loved it'?": ["positive", "negative", "very positive", "<|im_end|>"],
+}
+
+
+@pytest.mark.parametrize("forced", [False, True], ids=["asked for", "forced in turn"])
+@pytest.mark.parametrize("question", QUESTIONS)
+def test_scores_are_the_models_own_log_probabilities(
+    engine_runtime: Runtime,
+    reference: Callable[[list[int], list[int]], list[float]],
+    monkeypatch: pytest.MonkeyPatch,
+    question: str,
+    forced: bool,
+) -> None:
+    monkeypatch.setattr(vllm_params, "_asks_for_tokens", lambda: not forced)
+    choices = QUESTIONS[question]
+    prompt, (end,), *answers = engine_runtime.engine.encode(
+        [ask(engine_runtime, question), "<|im_end|>", *choices]
+    )
+    expected = []
+    for answer in answers:
+        goes_on = any(other != answer and other[: len(answer)] == answer for other in answers)
+        expected.append(sum(reference(prompt, [*answer, end] if goes_on else answer)))
+    found = score(engine_runtime, prompt, choices)
+    # a logit of 16 has steps of 0.125 in bfloat16; a token left out makes a difference above 1
+    assert found == pytest.approx(expected, abs=0.4)
+    assert sum(math.exp(each) for each in found) <= 1
+
+
+def test_scores_do_not_hang_on_who_else_is_asking(engine_runtime: Runtime) -> None:
+    engine = engine_runtime.engine
+    prompt = ask(engine_runtime, "Which colour has the sky?")
+    few, many = ["blue", "red"], ["blue", "red", *(f"colour {number}" for number in range(200))]
+    alone = score(engine_runtime, prompt, few)
+
+    async def together() -> list[Any]:
+        others = [engine.complete(request(prompt, max_tokens=20, logprobs=0)) for _ in range(4)]
+        scores = [engine.score(request(prompt), choices) for choices in (few, many, few)]
+        return await asyncio.gather(*scores, *others)
+
+    first, longer, second, *completions = engine_runtime.run(together())
+    for found in (first, second, longer[:2]):
+        assert found == pytest.approx(alone, abs=0.2)
+    assert len(longer) == 202
+    assert all(completion.cumulative_logprob < 0 for completion in completions)
+
+
+def test_cancelling_a_score_frees_its_slots(engine_runtime: Runtime) -> None:
+    choices = [f"{number} is my answer" for number in range(100, 900)]
+    future = engine_runtime.spawn(engine_runtime.engine.score(request("Which number?"), choices))
+    end = time.monotonic() + 10
+    while engine_runtime.status().stats.running < 2 and time.monotonic() < end:
+        time.sleep(0.01)
+    future.cancel()
+    with pytest.raises(CancelledError):
+        future.result()
+    wait_idle(engine_runtime)
+
+
+@pytest.mark.parametrize(
+    ("prompt", "choices", "said"),
+    [
+        ("Hello", [], "there is none"),
+        ("Hello", ["yes", ""], "A choice is empty"),
+        (
+            "word " * 8180,
+            ["this goes beyond the end of the context, by some words at least"],
+            "context holds",
+        ),
+    ],
+)
+def test_choices_that_can_not_be_scored_are_rejected(
+    engine_runtime: Runtime, prompt: str, choices: list[str], said: str
+) -> None:
+    with pytest.raises(RequestRejected, match=said):
+        score(engine_runtime, prompt, choices)
+
+
 def test_repeated_prefix_comes_from_the_cache(engine_runtime: Runtime) -> None:
     prompt = "The quick brown fox jumps over the lazy dog. " * 20
     complete(engine_runtime, prompt, max_tokens=1)
     again = complete(engine_runtime, prompt, max_tokens=1)
     assert again.prompt_tokens - 32 <= again.cached_tokens < again.prompt_tokens
+    before = engine_runtime.status().stats
+    third = complete(engine_runtime, prompt, max_tokens=1)
+    after = engine_runtime.status().stats
+    assert after.prefix_hits - before.prefix_hits == third.cached_tokens
+    assert after.prefix_queries - before.prefix_queries == third.prompt_tokens
 
 
 @pytest.mark.parametrize(

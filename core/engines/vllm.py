@@ -10,44 +10,60 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import ctypes
-import functools
 import gc
 import importlib.metadata
-import json
+import itertools
 import os
 import platform
 import sys
 import time
-from collections.abc import AsyncIterator, Callable, Coroutine, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, Mapping, Sequence
 from typing import Any
 
-from core import sampling
+from core.engines import vllm_scoring
 from core.engines.base import Report
 from core.engines.engine_log import EngineLog, cause_in
 from core.engines.guard import Guard
 from core.engines.vllm_models import LocalModel, Tokenizer, locate, read_facts, read_generation_config
+from core.engines.vllm_params import (
+    canonical,
+    completion,
+    finish_reason,
+    reason_of,
+    sampling_params,
+    scoring_params,
+)
 from core.engines.vllm_settings import Choice, DeviceFacts, ModelFacts, choose
 from core.engines.vllm_start import (
     child_environment,
     environment,
+    error_types,
     explain,
     find_device,
     import_vllm,
     lasting_environment,
     main_replaced,
-    plain,
     start,
 )
 from core.engines.vllm_stats import Counters, stat_logger
+from core.engines.vllm_structures import Structures
 from core.errors import EngineDied, EngineUnavailable, RequestRejected
 from core.settings import Settings
-from core.types import Completion, Delta, EngineInfo, EngineSpec, EngineStats, Message, Request, Timing
+from core.types import (
+    Completion,
+    Delta,
+    EngineInfo,
+    EngineSpec,
+    EngineStats,
+    Message,
+    Priority,
+    Request,
+    Timing,
+)
 
 _SWITCH_INTERVAL_S = 0.0005
 _SHUTDOWN_S = 10.0
 _LONG_TEXT = 20_000
-_FINISH_REASONS = {"stop": "stop", "length": "length", "abort": "abort", "repetition": "stop"}
 
 
 def load(
@@ -82,7 +98,8 @@ def load(
     counters = Counters()
     report("Starting the engine process")
     try:
-        with environment(child_environment(device)), main_replaced():
+        eager = bool(choice.arguments["enforce_eager"])
+        with environment(child_environment(device, eager=eager)), main_replaced():
             engine = start(spec, model, choice, stat_logger(counters))
     except Exception as error:
         log.poll()
@@ -129,12 +146,17 @@ class VllmEngine:
         self._guard = guard
         self._log = log
         self._live = 0
+        self._end_ids = _end_ids(tokenizer, info)
+        self._numbers = itertools.count()
+        self._structures = Structures(self._make_ready)
 
     async def stream(self, request: Request) -> AsyncIterator[Delta | Completion]:
         sent = time.monotonic()
         texts: list[str] = []
         tokens, first, last, output = 0, None, None, None
-        async with contextlib.aclosing(self._outputs(request, streaming=True)) as outputs:
+        if request.params.get("n", 1) > 1:
+            raise RequestRejected("Only one answer can be streamed.", hint="Leave n out.")
+        async with contextlib.aclosing(self._answers(request, streaming=True)) as outputs:
             async for output in outputs:
                 part = output.outputs[0]
                 if part.text or part.token_ids:
@@ -143,46 +165,111 @@ class VllmEngine:
                     tokens += len(part.token_ids)
                     texts.append(part.text)
                     yield Delta(part.text, len(part.token_ids), last)
-        yield _completion(output, "".join(texts), tokens, Timing(sent, first, last))
+        yield completion(output, "".join(texts), tokens, Timing(sent, first, last))
 
     async def complete(self, request: Request) -> Completion:
         sent = time.monotonic()
         output = None
-        async with contextlib.aclosing(self._outputs(request, streaming=False)) as outputs:
+        async with contextlib.aclosing(self._answers(request, streaming=False)) as outputs:
             async for output in outputs:  # noqa: B007  (there is one, when it is finished)
                 pass
         last = time.monotonic()
         part = output.outputs[0]
         wait = output.metrics.first_token_latency if output.metrics else 0.0
         first = min(sent + wait, last) if wait else None
-        return _completion(output, part.text, len(part.token_ids), Timing(sent, first, last))
+        return completion(output, part.text, len(part.token_ids), Timing(sent, first, last))
 
-    async def _outputs(self, request: Request, *, streaming: bool) -> AsyncIterator[Any]:
-        """vLLM's RequestOutputs, the last one finished. vLLM's exceptions end here."""
-        errors = _error_types()
+    async def score(self, request: Request, choices: Sequence[str]) -> list[float]:
+        ids = await self._prompt_ids(request)
+        answers = [tuple(tokens) for tokens in self._tokenizer.encode(choices)]
+        if not answers or not all(answers):
+            raise RequestRejected("A choice is empty, or there is none.", hint="Give choices with text.")
+        longest = len(ids) + max(map(len, answers))
+        if longest >= self.info.max_model_len:
+            raise RequestRejected(
+                f"The prompt and the longest choice have {longest} tokens; the context holds "
+                f"{self.info.max_model_len}.",
+                hint="Shorten the prompt.",
+            )
+        (root, tokens), *others = vllm_scoring.questions(answers, self._end_ids).items()
+        # the root goes first: its prompt is in the prefix cache then, for all that go on from it
+        found = {root: await self._log_probabilities(request, ids, root, tokens)}
+        try:
+            async with asyncio.TaskGroup() as group:
+                tasks = {
+                    node: group.create_task(self._log_probabilities(request, ids, node, tokens))
+                    for node, tokens in others
+                }
+        except BaseExceptionGroup as failures:
+            raise failures.exceptions[0] from failures  # the others met the same
+        found |= {node: task.result() for node, task in tasks.items()}
+        return vllm_scoring.sums(answers, self._end_ids, found)
+
+    async def _log_probabilities(
+        self, request: Request, ids: list[int], node: vllm_scoring.Tokens, wanted: Sequence[int]
+    ) -> dict[int, float]:
+        """Those of the tokens `wanted`, each as the next one after the prompt `ids` and `node`."""
+        found: dict[int, float] = {}
+        for params in scoring_params(wanted):
+            name = f"{request.id}-score-{next(self._numbers)}"
+            async for output in self._outputs(name, [*ids, *node], params, request.priority):
+                part = output.outputs[0]
+                finish_reason(part)
+                found |= {token: entry.logprob for token, entry in part.logprobs[0].items()}
+        return found
+
+    async def _answers(self, request: Request, *, streaming: bool) -> AsyncIterator[Any]:
+        """vLLM's RequestOutputs for our request, the last one finished."""
+        ids = await self._prompt_ids(request)
+        structure = request.params.get("structured_outputs")
+        if structure is not None:
+            await self._structures.ensure(structure)
+        with self._errors():
+            params = sampling_params(canonical(request.params), streaming)
+        outputs = self._outputs(request.id, ids, params, request.priority)
+        async with contextlib.aclosing(outputs):
+            async for output in outputs:
+                yield output
+
+    async def _outputs(self, name: str, ids: Sequence[int], params: Any, priority: int) -> AsyncIterator[Any]:
         engine = self._engine
         if engine is None:
             raise EngineDied("The engine was unloaded.", hint="Load it again.")
-        ids = await self._prompt_ids(request)
         self._live += 1
         try:
-            params = _sampling_params(_canonical(request.params), streaming)
-            generated = engine.generate(
-                {"prompt_token_ids": ids}, params, request.id, priority=int(request.priority)
-            )
-            async with contextlib.aclosing(generated) as outputs:
-                async for output in outputs:
-                    yield output
+            with self._errors():
+                generated = engine.generate({"prompt_token_ids": ids}, params, name, priority=int(priority))
+                async with contextlib.aclosing(generated) as outputs:
+                    async for output in outputs:
+                        yield output
+        finally:
+            self._live -= 1
+
+    @contextlib.contextmanager
+    def _errors(self) -> Iterator[None]:
+        """vLLM's exceptions end here."""
+        errors = error_types()
+        try:
+            yield
         except errors.dead as error:
             raise self._died() from error
         except errors.generate as error:
-            if engine.errored:
+            if self._engine is None or self._engine.errored:
                 raise self._died() from error
             raise RequestRejected(f"The engine failed on this request: {error.__cause__ or error}") from error
         except errors.rejected as error:
-            raise RequestRejected(plain(str(error)), hint="Change the prompt or parameters.") from error
-        finally:
-            self._live -= 1
+            raise RequestRejected(reason_of(error), hint="Change the prompt or parameters.") from error
+
+    async def _make_ready(self, structure: Mapping[str, Any]) -> None:
+        """Have vLLM compile the structure, by a request for one token."""
+        params = {"max_tokens": 1, "temperature": 0, "structured_outputs": structure}
+        with self._errors():
+            asked = sampling_params(canonical(params), False)
+        ids = self._tokenizer.encode_prompt("Hello")
+        outputs = self._outputs(f"structure-{next(self._numbers)}", ids, asked, Priority.CHAT)
+        async with contextlib.aclosing(outputs):
+            async for output in outputs:
+                finish_reason(output.outputs[0])
 
     async def _prompt_ids(self, request: Request) -> list[int]:
         if not isinstance(request.prompt, str):
@@ -296,51 +383,8 @@ def _give_memory_back() -> None:
         ctypes.CDLL(None).malloc_trim(0)
 
 
-@dataclass(frozen=True, slots=True)
-class _ErrorTypes:
-    dead: type[Exception]
-    generate: type[Exception]
-    rejected: tuple[type[Exception], ...]
-
-
-@functools.cache
-def _error_types() -> _ErrorTypes:
-    from vllm.v1.engine.exceptions import EngineDeadError, EngineGenerateError
-
-    try:
-        from vllm.exceptions import VLLMClientError
-    except ImportError:  # 0.26
-        return _ErrorTypes(EngineDeadError, EngineGenerateError, (ValueError,))
-    return _ErrorTypes(EngineDeadError, EngineGenerateError, (ValueError, VLLMClientError))
-
-
-def _canonical(params: Mapping[str, Any]) -> str:
-    return json.dumps(params, sort_keys=True)
-
-
-@functools.lru_cache(maxsize=256)
-def _sampling_params(canonical: str, streaming: bool) -> Any:
-    """vLLM's object for our parameters; vLLM copies it for each request, so equal ones share it."""
-    from vllm import SamplingParams
-    from vllm.sampling_params import RequestOutputKind
-
-    params = {name: value for name, value in json.loads(canonical).items() if value is not None}
-    params.setdefault("max_tokens", sampling.BY_NAME["max_tokens"].default)
-    if "logit_bias" in params:
-        params["logit_bias"] = {int(token): bias for token, bias in params["logit_bias"].items()}
-    kind = RequestOutputKind.DELTA if streaming else RequestOutputKind.FINAL_ONLY
-    return SamplingParams(output_kind=kind, **params)
-
-
-def _completion(output: Any, text: str, tokens: int, timing: Timing) -> Completion:
-    reason = output.outputs[0].finish_reason
-    if reason not in _FINISH_REASONS:
-        raise RequestRejected(f"The engine ended this request with {reason!r}.")
-    return Completion(
-        text=text,
-        finish_reason=_FINISH_REASONS[reason],
-        prompt_tokens=len(output.prompt_token_ids),
-        output_tokens=tokens,
-        timing=timing,
-        cached_tokens=output.num_cached_tokens,
-    )
+def _end_ids(tokenizer: Tokenizer, info: EngineInfo) -> tuple[int, ...]:
+    """The tokens that end an answer: the tokenizer's, and those the model's makers add."""
+    added = info.generation_config.get("eos_token_id")
+    ids = [tokenizer.end_id, *(added if isinstance(added, list) else [added])]
+    return tuple(dict.fromkeys(token for token in ids if token is not None))

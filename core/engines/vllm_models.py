@@ -154,6 +154,11 @@ class Tokenizer:
     def has_chat_template(self) -> bool:
         return bool(self._tokenizer.chat_template)
 
+    @property
+    def end_id(self) -> int | None:
+        """The token that ends a text; None when there is none."""
+        return self._tokenizer.eos_token_id
+
     def encode(self, texts: Sequence[str], *, add_special_tokens: bool = False) -> list[list[int]]:
         if not texts:
             return []

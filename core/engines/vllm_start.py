@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import multiprocessing.spawn
 import os
 import platform
@@ -10,6 +11,7 @@ import re
 import sys
 import threading
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -43,6 +45,7 @@ def import_vllm() -> None:
 
 def start(spec: EngineSpec, model: LocalModel, choice: Choice, stat_logger: Callable[..., Any]) -> Any:
     from vllm import AsyncEngineArgs
+    from vllm.config import StructuredOutputsConfig
     from vllm.v1.engine.async_llm import AsyncLLM
 
     arguments = AsyncEngineArgs(
@@ -53,6 +56,8 @@ def start(spec: EngineSpec, model: LocalModel, choice: Choice, stat_logger: Call
         scheduling_policy="priority",
         enable_prefix_caching=True,
         enable_log_requests=False,
+        # only xgrammar keeps white space out, in which a small model loses itself until max_tokens
+        structured_outputs_config=StructuredOutputsConfig(backend="xgrammar", disable_any_whitespace=True),
         **choice.arguments,
     )
     return AsyncLLM.from_engine_args(arguments, stat_loggers=[stat_logger])
@@ -92,7 +97,7 @@ def lasting_environment() -> dict[str, str]:
     return {name: os.environ.get(name, value) for name, value in defaults.items()}
 
 
-def child_environment(device: DeviceFacts) -> dict[str, str]:
+def child_environment(device: DeviceFacts, *, eager: bool = False) -> dict[str, str]:
     """For the engine's processes: the model is in a folder by now, so they need no network."""
     variables = {"HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1"}
     # A worker has nothing to save. With vLLM's 5 s of patience, one on a busy machine outlasts the
@@ -101,6 +106,10 @@ def child_environment(device: DeviceFacts) -> dict[str, str]:
     if device.kind == "cpu":
         # One thread and the default OpenMP: 840 tokens/s; all cores: 1,330; Intel's OpenMP too: 1,430.
         variables["VLLM_CPU_NUM_OF_RESERVED_CPU"] = "0"
+        if eager:
+            # Else the first request for a log-probability has vLLM compile one small function, and
+            # everybody waits: 14 s on a new machine, 2 s after each load. It runs as fast without.
+            variables["TORCHDYNAMO_DISABLE"] = os.environ.get("TORCHDYNAMO_DISABLE", "1")
         preload = [os.environ["LD_PRELOAD"]] if os.environ.get("LD_PRELOAD") else []
         preload += [str(path) for path in (_find_openmp(), _find_allocator()) if path]
         if preload:
@@ -170,6 +179,26 @@ def explain(error: Exception, model: LocalModel, log: tuple[str, ...]) -> Engine
     remedies = (remedy for pattern, remedy in _REMEDIES if re.search(pattern, f"{cause} {said}", re.I))
     hint = next(remedies, "The engine's log says more.")
     return EngineLoadError(f"{model.name} could not be loaded: {cause}", hint=hint, log=log)
+
+
+@dataclass(frozen=True, slots=True)
+class ErrorTypes:
+    """vLLM's exceptions: the engine is gone, it failed on one request, it refuses one."""
+
+    dead: type[Exception]
+    generate: type[Exception]
+    rejected: tuple[type[Exception], ...]
+
+
+@functools.cache
+def error_types() -> ErrorTypes:
+    from vllm.v1.engine.exceptions import EngineDeadError, EngineGenerateError
+
+    try:
+        from vllm.exceptions import VLLMClientError
+    except ImportError:  # 0.26
+        return ErrorTypes(EngineDeadError, EngineGenerateError, (ValueError,))
+    return ErrorTypes(EngineDeadError, EngineGenerateError, (ValueError, VLLMClientError))
 
 
 def plain(text: str) -> str:
