@@ -1,5 +1,6 @@
 """One table of parameters: parsing, ranges, what is said when a value can't be used."""
 
+import json
 from pathlib import Path
 
 import pytest
@@ -26,6 +27,12 @@ DOCS = Path(__file__).parents[1] / "docs" / "sampling.md"
         (['logit_bias={"12": -100}'], {"logit_bias": {12: -100.0}}),
         (["seed=18446744073"], {"seed": 18446744073}),
         ([" top_k = 40"], {"top_k": 40}),
+        (["n=3", "logprobs=0"], {"n": 3, "logprobs": 0}),
+        (['structured_outputs={"choice": ["a", "b"]}'], {"structured_outputs": {"choice": ["a", "b"]}}),
+        (
+            ['structured_outputs={"json": "{\\"type\\": \\"object\\"}"}'],
+            {"structured_outputs": {"json": {"type": "object"}}},
+        ),
     ],
 )
 def test_assignments(assignments, params):
@@ -48,6 +55,14 @@ def test_assignments(assignments, params):
         ("max_tokens=1.5", "a whole number"),
         ("ignore_eos=maybe", "true or false"),
         ("logit_bias=[1]", "JSON object"),
+        ("n=0", "1 to 128"),
+        ("logprobs=-1", "0 to 20"),
+        ("structured_outputs=yes", "a JSON object with one of"),
+        ('structured_outputs=["a"]', "a JSON object with one of"),
+        ("structured_outputs={}", "exactly one of"),
+        ('structured_outputs={"json": "{"}', "a JSON object with one of"),
+        ('structured_outputs={"choice": ["a", "a"]}', "given twice"),
+        pytest.param('structured_outputs={"json": ' + "[" * 100_000, "a JSON object with", id="deep"),
     ],
 )
 def test_a_value_that_can_not_be_used_is_explained(assignment, says):
@@ -64,6 +79,25 @@ def test_given_twice_is_refused():
 def test_min_tokens_over_max_tokens_is_refused():
     with pytest.raises(ParameterError, match="min_tokens"):
         sampling.validate({"min_tokens": 9, "max_tokens": 8})
+
+
+@pytest.mark.parametrize(
+    ("params", "said"),
+    [
+        ({"n": 2, "temperature": 0}, "would all be the same"),
+        ({"structured_outputs": {"choice": ["a"]}, "ignore_eos": True}, "exclude each other"),
+    ],
+)
+def test_values_that_contradict_each_other_are_refused(params, said):
+    with pytest.raises(ParameterError, match=said):
+        sampling.validate(params)
+
+
+def test_a_schema_keeps_the_order_of_its_properties():
+    schema = {"type": "object", "properties": {"z": {"type": "string"}, "a": {"type": "integer"}}}
+    params = sampling.validate({"structured_outputs": {"json": json.dumps(schema)}})
+    again = sampling.parse_assignments(sampling.as_assignments(params))
+    assert list(again["structured_outputs"]["json"]["properties"]) == ["z", "a"]
 
 
 def test_the_models_own_defaults_win_over_the_tables():
@@ -102,9 +136,10 @@ def test_any_input_gives_a_value_or_a_parameter_error(row, value):
 
 def test_assignments_of_params_give_the_same_params_again():
     params = {
-        "temperature": 0.7, "max_tokens": 8, "ignore_eos": True, "seed": 3,
+        "temperature": 0.7, "max_tokens": 8, "skip_special_tokens": False, "seed": 3,
         "stop": ["\n", "[END]", "a=b", "终"],
         "stop_token_ids": [1, 2], "logit_bias": {12: -100.0},
+        "n": 2, "logprobs": 0, "structured_outputs": {"choice": ["ja, gern", "nein\n"]},
     }  # fmt: skip
     assert sampling.parse_assignments(sampling.as_assignments(params)) == params
 

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import math
 
 import pytest
 
+from core import structured
 from core.engines.scripted import ScriptedEngine
 from core.errors import RequestRejected
 from core.types import Completion, Delta, EngineSpec, Message, Request
@@ -86,3 +88,88 @@ def test_token_ids_and_text_are_the_same_prompt() -> None:
     by_text = asyncio.run(engine.complete(Request(id="1", prompt=text)))
     by_ids = asyncio.run(engine.complete(Request(id="2", prompt=ids)))
     assert by_text.text == by_ids.text
+
+
+def test_several_answers_differ_and_the_first_is_the_single_one() -> None:
+    one = complete("red green", seed=1)
+    three = complete("red green", seed=1, n=3, logprobs=0)
+    assert three.text == three.samples[0].text == one.text
+    assert len({sample.text for sample in three.samples}) == 3
+    assert three.output_tokens == sum(sample.output_tokens for sample in three.samples)
+    assert (one.samples, one.cumulative_logprob) == ((), None)
+    assert three.cumulative_logprob == three.samples[0].cumulative_logprob < 0
+    with pytest.raises(RequestRejected, match="n must be 1"):
+        complete("red", n=2, temperature=0)
+
+
+SCHEMA = {
+    "$defs": {"node": {"type": "object", "properties": {"next": {"$ref": "#/$defs/node"}}}},
+    "type": "object",
+    "properties": {
+        "name": {"type": "string", "minLength": 20, "maxLength": 24},
+        "age": {"type": "integer", "minimum": 18, "maximum": 19},
+        "share": {"type": "number", "minimum": 0, "maximum": 1},
+        "label": {"enum": ["x", "y"]},
+        "maybe": {"anyOf": [{"type": "null"}, {"type": "boolean"}]},
+        "tags": {"type": "array", "items": {"type": "string"}, "minItems": 3},
+        "node": {"$ref": "#/$defs/node"},
+    },
+    "required": ["name", "age", "share", "label", "maybe", "tags", "node"],
+    "additionalProperties": False,
+}
+
+
+@pytest.mark.parametrize(
+    "structure",
+    [{"choice": ["yes", "no"]}, {"json": SCHEMA}, {"json_object": True}, {"regex": "plain"}],
+    ids=lambda structure: next(iter(structure)),
+)
+def test_answers_keep_to_their_structure(structure: dict[str, object]) -> None:
+    answers = [complete(f"prompt {number}", structured_outputs=structure) for number in range(30)]
+    assert all(structured.valid(structure, answer.text) for answer in answers)
+    assert len({answer.text for answer in answers}) > 1 or "regex" in structure
+    assert answers[0].text == complete("prompt 0", structured_outputs=structure).text
+
+
+def test_a_structured_answer_can_be_cut_and_then_is_none() -> None:
+    answer = complete("a", structured_outputs={"json": SCHEMA}, max_tokens=3)
+    assert answer.finish_reason == "length"
+    assert structured.valid({"json": SCHEMA}, answer.text) is False
+
+
+@pytest.mark.parametrize(
+    "structure",
+    [
+        {"regex": "[0-9]+"},
+        {"grammar": 'root ::= "a"'},
+        {"json": {"type": "string", "pattern": "^[0-9]+$"}},
+        {"json": {"not": {}}},
+    ],
+)
+def test_a_structure_it_can_not_keep_to_is_rejected(structure: dict[str, object]) -> None:
+    with pytest.raises(RequestRejected, match="can't make up an answer"):
+        complete("a", structured_outputs=structure)
+
+
+def test_scores_are_probabilities_and_depend_on_the_prompt() -> None:
+    engine = ScriptedEngine(EngineSpec(engine="scripted"))
+
+    def score(prompt: str) -> list[float]:
+        return asyncio.run(engine.score(Request(id="1", prompt=prompt), ["yes", "no", "perhaps"]))
+
+    assert score("red") == score("red") != score("blue")
+    assert sum(math.exp(each) for each in score("red")) == pytest.approx(0.9)
+
+
+def test_a_prefix_seen_before_counts_as_cached() -> None:
+    engine = ScriptedEngine(EngineSpec(engine="scripted"))
+
+    def ask(prompt: str) -> int | None:
+        return asyncio.run(engine.complete(Request(id="1", prompt=prompt))).cached_tokens
+
+    document = "word " * 40
+    assert ask(document + "first question") == 0
+    assert ask(document + "second question") == 32
+    assert ask("another " + document) == 0
+    assert ask("short") == 0
+    assert (engine.stats().prefix_queries, engine.stats().prefix_hits) == (42 + 42 + 42 + 1, 32)
