@@ -127,6 +127,24 @@ def test_a_priority_chosen_in_one_session_moves_the_run_and_shows_in_the_others(
     assert session.store().run(second).priority == RunPriority.LOW
 
 
+def test_a_look_at_another_page_leaves_the_priority_as_it_is(jobs, stage):
+    def pages():
+        import streamlit as st
+
+        from pages.parts import queue_panel
+
+        if not st.checkbox("Elsewhere"):
+            queue_panel.draw()
+
+    run_id = stage("first")
+    jobs.start(run_id)
+    app = open_page(pages)
+    for _there_and_back in range(2):
+        app.checkbox[0].set_value(not app.checkbox[0].value).run()
+    assert app.selectbox(key=f"queue-priority-{run_id}").value == RunPriority.NORMAL
+    assert session.store().run(run_id).priority == RunPriority.NORMAL
+
+
 def test_a_run_of_the_queue_opens(jobs, stage):
     first = stage("first")
     jobs.start(first)

@@ -7,7 +7,6 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 import streamlit as st
-from streamlit.delta_generator import DeltaGenerator
 
 from core import server_files
 from core.errors import RunNotFound, WorkbenchError
@@ -40,12 +39,11 @@ def _line(entry: QueueEntry) -> None:
     except RunNotFound:  # deleted since the queue was read
         return
     with st.container(border=True, key=f"queue-{entry.run_id}"):
-        name, priority, *buttons = st.columns([5, 2, 1.4, 1.4, 1.2], vertical_alignment="center")
-        place = f"{entry.position}. " if entry.position else ""
-        name.markdown(f"**{plain_text(place + entry.name)}**")
-        with priority:
+        with st.container(horizontal=True, vertical_alignment="center"):
+            place = f"{entry.position}. " if entry.position else ""
+            st.markdown(f"**{plain_text(place + entry.name)}**", width="stretch")
             _priority(entry)
-        _buttons(entry, buttons)
+            _buttons(entry)
         words = "Ending its turn" if entry.is_ending else _STATES.get(entry.state, entry.state.capitalize())
         if progress.eta_s is not None and entry.state == "running":
             words += f", about {duration(progress.eta_s)} left"
@@ -58,7 +56,8 @@ def _line(entry: QueueEntry) -> None:
 def _priority(entry: QueueEntry) -> None:
     key = f"queue-priority-{entry.run_id}"
     shown = f"{key}-shown"
-    if st.session_state.get(shown) != entry.priority:  # another browser session may have changed it
+    # set anew where another browser session changed it, and where Streamlit forgot it on another page
+    if key not in st.session_state or st.session_state.get(shown) != entry.priority:
         st.session_state[shown] = st.session_state[key] = entry.priority
     chosen = st.selectbox(
         "Priority",
@@ -66,6 +65,7 @@ def _priority(entry: QueueEntry) -> None:
         format_func=_PRIORITIES.__getitem__,
         key=key,
         label_visibility="collapsed",
+        width=120,
         help="A run of higher priority takes its turn at once; the one at work goes on afterwards.",
     )
     if chosen != entry.priority:
@@ -73,28 +73,26 @@ def _priority(entry: QueueEntry) -> None:
         _act(session.jobs().set_priority, entry.run_id, chosen)
 
 
-def _buttons(entry: QueueEntry, columns: list[DeltaGenerator]) -> None:
+def _buttons(entry: QueueEntry) -> None:
     jobs, run_id = session.jobs(), entry.run_id
     # a run that a full disk has paused still has its turn, and goes on by itself
     if entry.position is None:
-        if columns[0].button("Resume", key=f"queue-resume-{run_id}", width="stretch"):
+        if st.button("Resume", key=f"queue-resume-{run_id}"):
             _act(jobs.start, run_id)
-    elif columns[0].button(
+    elif st.button(
         "Pause",
         key=f"queue-pause-{run_id}",
-        width="stretch",
         disabled=entry.is_ending,
         help="What is done is kept; the other runs go on.",
     ):
         _act(jobs.pause, run_id)
-    if columns[1].button(
+    if st.button(
         "Cancel",
         key=f"queue-cancel-{run_id}",
-        width="stretch",
         help="Take it from the queue. What is done is kept, and it can go on later.",
     ):
         _act(jobs.stop, run_id)
-    if columns[2].button("Open", key=f"queue-open-{run_id}", width="stretch"):
+    if st.button("Open", key=f"queue-open-{run_id}"):
         choose_run(run_id)
 
 
