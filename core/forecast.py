@@ -286,7 +286,8 @@ def _seconds(
     rate = done / sum(session.wall_s for session in used)
     most = "At most: " if is_bound else ""
     last = "the last stretch" if len(used) == 1 else f"the last {len(used)} stretches"
-    few = "" if full else ", which did not fill the engine" if long else ", which was short"
+    doubt = "did not fill the engine" if long else f"took under {_SESSION_S:.0f} s"
+    few = "" if full else f", which {doubt}"
     return tokens / rate, (
         f"{most}{tokens:,.0f} tokens (prompts beyond their shared beginnings, and answers) "
         f"at {rate:,.0f} tokens/s, as in {last} of work with this model here{few}."

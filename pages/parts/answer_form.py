@@ -93,7 +93,7 @@ def _seed(key: str, initial: Instructions) -> None:
 
 
 def _several(key: str) -> tuple[int, Any]:
-    left, right = st.columns(2)
+    left, right = st.columns(2, vertical_alignment="bottom")
     n = left.number_input(
         "Answers per row",
         1,
@@ -115,7 +115,7 @@ def _several(key: str) -> tuple[int, Any]:
 
 
 def _evaluation(key: str, names: list[str]) -> EvaluationSpec | None:
-    left, right = st.columns(2)
+    left, right = st.columns(2, vertical_alignment="bottom")
     reference = left.selectbox(
         "Column with the right answers",
         names,
@@ -156,7 +156,7 @@ def _param_columns(key: str, names: list[str]) -> dict[str, str]:
 
 
 def _overflow(key: str) -> OverflowSpec:
-    left, right = st.columns(2)
+    left, right = st.columns(2, vertical_alignment="bottom")
     action = left.selectbox(
         "A prompt that is too long",
         list(_OVERFLOWS),
@@ -170,7 +170,7 @@ def _overflow(key: str) -> OverflowSpec:
         min_value=1,
         value=None,
         key=f"{key}:prompt-tokens",
-        placeholder="what the context holds",
+        placeholder="as many as fit",
         persist_state="session",
     )
     return OverflowSpec(action=action, prompt_tokens=tokens)

@@ -18,7 +18,7 @@ from pages.parts.answer_form import answer_form
 from pages.parts.charts import counted
 from pages.parts.job_panel import choose_run, forget_run, header
 from pages.parts.markdown import plain_text
-from pages.parts.prompt_form import prompt_form
+from pages.parts.prompt_form import examples_and_turns, prompt_form
 from pages.parts.sampling_form import sampling_form
 
 _EXAMPLE = Path(__file__).resolve().parents[2] / "examples" / "reviews.csv"
@@ -165,11 +165,10 @@ def _first(run: Run, info: tables.TableInfo) -> Instructions:
 def _form(run: Run, info: tables.TableInfo, initial: Instructions) -> Instructions | None:
     """All that is asked, or None while a part of it can't be used."""
     st.subheader("Prompt", anchor=False)
-    left, right = st.columns([3, 1], gap="large")
-    with left:
-        asked = prompt_form(run, info, initial)
-    with right:
-        params = _params_form(run, initial)
+    asked = prompt_form(run, info, initial)
+    params = _params_form(run, initial)
+    if asked["mode"] != "openai":
+        asked |= examples_and_turns(run, asked)
     more, answer_params = answer_form(run, info, initial)
     if structured_form.problem(f"answers-{run.run_id}:shape"):
         st.caption("Complete the shape of the answers, or choose free text.")
@@ -196,6 +195,7 @@ def _params_form(run: Run, initial: Instructions) -> dict | None:
             info.generation_config if info else {},
             initial=initial.params,
             main=_MAIN_PARAMETERS,
+            columns=len(_MAIN_PARAMETERS),
         )
     except WorkbenchError as error:
         st.error(plain_text(str(error)))

@@ -15,7 +15,7 @@ from core.evaluation import EvaluationSummary, Score
 from core.references import Confusion
 from core.run_spec import EvaluationSpec
 from core.runs import Run
-from pages.parts.charts import counted, duration
+from pages.parts.charts import counted, duration, metric_cells
 from pages.parts.markdown import plain_text
 
 ASK_ROWS = 50_000  # more are not scored before somebody says so: it takes a while
@@ -121,7 +121,7 @@ def _figures(summary: EvaluationSummary) -> None:
     if not summary.scores:
         st.info("No row has both an answer and a reference.")
         return
-    for cell, score in zip(st.columns(max(4, len(summary.scores))), summary.scores, strict=False):
+    for cell, score in zip(metric_cells(len(summary.scores), 160), summary.scores, strict=True):
         metric = evals.METRICS[score.metric]
         cell.metric(metric.title, f"{score.mean:.1%}", help=metric.help)
         cell.caption(_interval(score))

@@ -85,7 +85,7 @@ def draw(run: Run, progress: Progress) -> None:
     if progress.state in ("queued", "running") or session.jobs().is_here(run.run_id):
         _live(run.run_id)
         return
-    _numbers(progress)
+    _numbers(progress, is_here=False)
     try:
         run_actions.draw(run, progress)
         _failures(run, progress)
@@ -111,7 +111,7 @@ def _live(run_id: str) -> None:
     progress = jobs.progress(run_id)
     if progress.state not in ("queued", "running") and not jobs.is_here(run_id):
         st.rerun()
-    _numbers(progress)
+    _numbers(progress, is_here=jobs.is_here(run_id))
     if not jobs.is_here(run_id):
         st.info(
             "Another process works on this run, the command line perhaps. Its answers show here afterwards."
@@ -126,12 +126,13 @@ def _live(run_id: str) -> None:
     if status.phase != "ready":
         st.info(f"Waiting for the engine: {status.stage or status.phase}.")
     run = jobs.open(run_id)
-    _charts(run)
     _failures(run, progress)
     _latest(run)
+    _charts(run)
 
 
-def _numbers(progress: Progress) -> None:
+def _numbers(progress: Progress, *, is_here: bool) -> None:
+    """The figures; `is_here`: this process works on the run, or has only set it aside."""
     counts = progress.counts
     share = counts.done / progress.rows if progress.rows else 1.0
     st.progress(min(share, 1.0), f"{_STATES[progress.state]}: {counts.done:,} of {progress.rows:,} rows")
@@ -153,7 +154,8 @@ def _numbers(progress: Progress) -> None:
     cells[5].metric(
         "Shared", f"{counts.shared:,}", help="Rows that ask the same as another one and share its answer."
     )
-    if progress.message and progress.state in ("running", "stopped"):
+    by_hand = progress.state == "stopped" or (progress.state == "paused" and not is_here)
+    if progress.message and (progress.state == "running" or by_hand):
         st.caption(plain_text(progress.message))
     elif progress.message and progress.state != "finished":
         st.warning(plain_text(progress.message))
@@ -205,15 +207,16 @@ def earlier_runs() -> None:
         return
     st.subheader("Earlier runs", anchor=False)
     for record in records:
-        name, state, rows, button = st.columns([4, 2, 3, 1], vertical_alignment="center")
-        name.markdown(
-            f"**{plain_text(record.name)}**  \n:small[{record.created_at.astimezone():%Y-%m-%d %H:%M}]"
-        )
-        state.caption(_STATES[record.state])
-        rows.caption(
-            f"{record.done:,} of {record.rows:,} rows"
-            if record.state != "draft"
-            else counted(record.rows, "row")
-        )
-        if button.button("Open", key=f"open-{record.run_id}", width="stretch"):
-            choose_run(record.run_id)
+        rows = counted(record.rows, "row")
+        with st.container(horizontal=True, vertical_alignment="center"):
+            st.markdown(
+                f"**{plain_text(record.name)}**  \n:small[{record.created_at.astimezone():%Y-%m-%d %H:%M}]",
+                width="stretch",
+            )
+            st.caption(
+                f"{_STATES[record.state]}  \n"
+                + (rows if record.state == "draft" else f"{record.done:,} of {rows}"),
+                width=200,
+            )
+            if st.button("Open", key=f"open-{record.run_id}"):
+                choose_run(record.run_id)

@@ -28,13 +28,13 @@ _MOST_TURNS = 8
 
 
 def prompt_form(run: Run, info: tables.TableInfo, initial: Instructions) -> dict[str, Any]:
-    """Draw the form; gives the fields of `Instructions` that make the prompt."""
+    """Draw the form; gives the fields of `Instructions` that make the prompt, but for examples and turns."""
     key = f"prompt-{run.run_id}"
     names = [column.name for column in info.columns]
     if openai_batch.is_batch(info.columns) and initial.mode == "openai":
         st.info(
             "This is an OpenAI Batch file: each line says itself what is asked, with its own parameters. "
-            "Those on the right fill in what a line leaves out."
+            "Those below fill in what a line leaves out."
         )
         return {"mode": "openai"}
     _seed(key, initial, names)
@@ -64,13 +64,17 @@ def prompt_form(run: Run, info: tables.TableInfo, initial: Instructions) -> dict
         help="May use columns too.",
         persist_state="session",
     )
+    return asked
+
+
+def examples_and_turns(run: Run, asked: dict[str, Any]) -> dict[str, Any]:
+    """Draw what comes before and after the prompt that was `asked`; gives fields of `Instructions`."""
+    key = f"prompt-{run.run_id}"
     count = len(st.session_state[f"{key}:examples"]) + st.session_state[f"{key}:turns"]
     title = "Examples and further turns" + (f" ({count})" if count else "")
     with st.expander(title, key=f"{key}:more"):  # by its key it stays open when its title changes
-        if mode != "messages":
-            asked["examples"] = _examples(key, asked)
-        asked["turns"] = _turns(key)
-    return asked
+        examples = () if asked["mode"] == "messages" else _examples(key, asked)
+        return {"examples": examples, "turns": _turns(key)}
 
 
 def _seed(key: str, initial: Instructions, names: list[str]) -> None:
@@ -160,7 +164,7 @@ def _examples(key: str, asked: dict[str, Any]) -> tuple[ExampleSpec, ...]:
         with path.open("wb") as file:
             shutil.copyfileobj(uploaded, file)
         columns = [column.name for column in tables.preview(path, rows=3).columns]
-        first, second = st.columns(2)
+        first, second = st.columns(2, vertical_alignment="bottom")
         answer = first.selectbox("Column with the answers", columns, index=len(columns) - 1)
         count = second.number_input("How many", 1, few_shot.MAX_EXAMPLES, 3)
         if st.button("Take these examples"):
@@ -202,11 +206,12 @@ def _turns(key: str) -> tuple[str, ...]:
             persist_state="session",
         )
         entered.append(text)
-    left, right = st.columns(2)
-    if state[f"{key}:turns"] < _MOST_TURNS:
-        left.button("Add a turn", icon=":material/add:", on_click=_change_turns, args=(key, 1))
-    if state[f"{key}:turns"]:
-        right.button("Remove the last turn", on_click=_change_turns, args=(key, -1))
+    with st.container(horizontal=True):
+        if state[f"{key}:turns"] < _MOST_TURNS:
+            st.button("Add a turn", icon=":material/add:", on_click=_change_turns, args=(key, 1))
+        if state[f"{key}:turns"]:
+            st.button("Remove the last turn", on_click=_change_turns, args=(key, -1))
+    if entered:
         st.caption(f"{counted(len(entered) + 1, 'question')} a row; the last answer is the row's answer.")
     return tuple(text for text in entered if text.strip())
 

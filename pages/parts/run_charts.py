@@ -179,17 +179,23 @@ def cache_chart(
             y=list(shares),
             name=name,
             mode="lines",
+            connectgaps=True,  # in a second without a new prompt there is no share of hits
             line={"color": color, "width": 2},
             hovertemplate=f"{name}: %{{y:.0%}} at %{{x:,.0f}} s<extra></extra>",
         )
         for name, shares, color in series
-        if any(share is not None for share in shares)
+        if _is_curve(shares)
     ]
     figure = _figure(*lines, x="Seconds at work", y="Share")
     figure.update_yaxes(range=[0, 1.02], tickformat=".0%")
     return figure.update_layout(
         showlegend=True, legend={"orientation": "h", "y": 1.02, "yanchor": "bottom", "x": 0}
     )
+
+
+def _is_curve(values: Sequence[float | None]) -> bool:
+    """Whether there are two points to draw a line between."""
+    return sum(value is not None for value in values) > 1
 
 
 # -- drawing ------------------------------------------------------------------------
@@ -213,7 +219,7 @@ def draw_progress(
     with rows:
         figure = rate_chart(seconds, rows_per_s(seconds, done), "Rows/s")
         _plot(figure, f"{key}-rows", "Rows/s over time")
-    if any(share is not None for share in (*kv_cache_usage, *prefix_hit_rate)):
+    if _is_curve(kv_cache_usage) or _is_curve(prefix_hit_rate):
         figure = cache_chart(seconds, kv_cache_usage, prefix_hit_rate)
         _plot(figure, f"{key}-cache", "KV cache in use and prefix cache hits over time")
 

@@ -27,13 +27,14 @@ def sampling_form(
     *,
     initial: Mapping[str, Any] | None = None,
     main: Sequence[str] | None = None,
+    columns: int = 1,
 ) -> dict[str, Any]:
     """Draw the form and return validated params: the main ones always, the others where they differ.
 
     `key` names this form's values, which outlive page switches; `generation_config`
     is the model's own, for the defaults; `initial` overrides them the first time.
-    With `main` only these are in sight, one below the other, and all others in a popover:
-    for narrow places. Otherwise it is the table's short form, and the others in an expander.
+    With `main` only these are in sight, in that many `columns`, and all others in a popover:
+    for small places. Otherwise it is the table's short form, and the others in an expander.
     """
     defaults = {parameter.name: parameter.default for parameter in PARAMETERS}
     defaults |= sampling.defaults(generation_config)
@@ -46,7 +47,7 @@ def sampling_form(
             others = _grid(key, hidden)
         _reset_button(key, defaults)
     else:
-        entered = _grid(key, shown, columns=1)
+        entered = _grid(key, shown, columns)
         with st.popover("More", icon=":material/tune:"), st.container(width=_POPOVER_PIXELS):
             others = _groups(key, hidden)
             _reset_button(key, defaults)
