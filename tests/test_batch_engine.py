@@ -12,7 +12,7 @@ import pytest
 from waiting import until
 
 from core.jobs import Jobs
-from core.run_spec import Instructions
+from core.run_spec import Instructions, OutputSpec
 from core.store import Store
 from core.types import Message, Request
 
@@ -49,6 +49,88 @@ def test_a_table_gets_real_answers_with_the_engines_own_counts(jobs, engine_runt
         assert 1 <= int(row["answer_output_tokens"]) <= 8
         assert row["answer_finish_reason"] in ("stop", "length")
         assert row["answer"].strip()
+
+
+def answered(run, tmp_path):
+    run.export(tmp_path / "out.jsonl")
+    return [json.loads(line) for line in (tmp_path / "out.jsonl").read_text(encoding="utf-8").splitlines()]
+
+
+def finished(jobs, run):
+    jobs.start(run.run_id)
+    progress = jobs.wait(run.run_id, timeout_s=120)
+    assert progress.state == "finished", progress.message
+    return progress
+
+
+def test_a_choice_is_one_of_the_list_with_the_models_own_probabilities(jobs, tmp_path):
+    asked = Instructions(
+        template="Is this review positive or negative? {{ review }}",
+        params={"temperature": 0, "structured_outputs": {"choice": ["positive", "negative"]}, "logprobs": 0},
+        output=OutputSpec(choice_probabilities=True, logprobs=True),
+    )
+    run = jobs.stage(EXAMPLE, limit=12, instructions=asked)
+    finished(jobs, run)
+    rows = answered(run, tmp_path)
+    assert len({row["answer_p_positive"] for row in rows}) > 6  # they hang on the row
+    for row in rows:
+        assert row["answer"] in ("positive", "negative")
+        assert row["answer_valid"] is True
+        assert row["answer_p_positive"] + row["answer_p_negative"] == pytest.approx(1)
+        assert row["answer_logprob"] < 0
+
+
+def test_a_schemas_fields_come_back_as_typed_columns(jobs, tmp_path):
+    schema = {
+        "type": "object",
+        "properties": {"score": {"type": "integer"}, "label": {"enum": ["good", "bad"]}},
+        "required": ["score", "label"],
+        "additionalProperties": False,
+    }
+    params = {"temperature": 0, "max_tokens": 40, "structured_outputs": {"json": schema}}
+    asked = Instructions(template="Rate this review from 1 to 5 as JSON. {{ review }}", params=params)
+    run = jobs.stage(EXAMPLE, limit=6, instructions=asked)
+    finished(jobs, run)
+    valid = [row for row in answered(run, tmp_path) if row["answer_valid"]]
+    assert len(valid) >= 4  # a small model may count to the end of its tokens
+    assert all(isinstance(row["answer_score"], int) for row in valid)
+    assert {row["answer_label"] for row in valid} <= {"good", "bad"}
+
+
+def test_several_answers_and_turns_of_a_real_model(jobs, tmp_path):
+    asked = Instructions(template="Name a colour for {{ product }}.", params={"n": 3, "max_tokens": 12})
+    run = jobs.stage(EXAMPLE, limit=4, instructions=asked)
+    finished(jobs, run)
+    for row in answered(run, tmp_path):
+        assert len({row["answer"], row["answer_2"], row["answer_3"]}) > 1
+        assert row["answer_output_tokens"] > 12  # of all three
+    asked = Instructions(
+        template="I bought a {{ product }}. I think: {{ review }}",
+        turns=("What did I buy?",),
+        params={"temperature": 0, "max_tokens": 24},
+    )
+    run = jobs.stage(EXAMPLE, limit=4, instructions=asked)
+    assert finished(jobs, run).generated == 8
+    for row in answered(run, tmp_path):
+        assert row["answer_turn_1"].strip()
+        assert row["answer"].strip() != row["answer_turn_1"].strip()
+
+
+def test_rows_with_equal_beginnings_are_served_from_the_prefix_cache(jobs, tmp_path):
+    """Twelve long texts, four questions to each, shuffled: the engine itself says what it had already."""
+    texts = [f"Text {n}. " + " ".join(f"word{n} {step}" for step in range(150)) for n in range(12)]
+    rows = [(f"Question {number}?", text) for number in range(4) for text in texts]
+    table = tmp_path / "t.csv"
+    with table.open("w", encoding="utf-8", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(["question", "text"])
+        writer.writerows(rows)
+    asked = Instructions(template="{{ text }} {{ question }}", params={"temperature": 0, "max_tokens": 2})
+    run = jobs.stage(table, instructions=asked)
+    finished(jobs, run)
+    session = run.spec.sessions[-1]
+    assert session.cached_tokens > 0.6 * session.prompt_tokens
+    assert [row["question"] for row in answered(run, tmp_path)] == [question for question, _text in rows]
 
 
 def long_run(jobs, tmp_path):
