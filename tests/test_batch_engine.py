@@ -111,9 +111,10 @@ def test_several_answers_and_turns_of_a_real_model(jobs, tmp_path):
     )
     run = jobs.stage(EXAMPLE, limit=4, instructions=asked)
     assert finished(jobs, run).generated == 8
-    for row in answered(run, tmp_path):
-        assert row["answer_turn_1"].strip()
-        assert row["answer"].strip() != row["answer_turn_1"].strip()
+    rows = answered(run, tmp_path)
+    assert all(row["answer_turn_1"].strip() and row["answer"].strip() for row in rows)
+    # a small model may say the same twice, but not in every row
+    assert any(row["answer"] != row["answer_turn_1"] for row in rows)
 
 
 def test_rows_with_equal_beginnings_are_served_from_the_prefix_cache(jobs, tmp_path):
