@@ -163,17 +163,15 @@ class Template:
         row_parts: set[int] = set()
         for node in tree.find_all((nodes.Name, nodes.Getitem, nodes.Getattr)):
             if isinstance(node, nodes.Name):
-                if node.name == ROW and ROW not in self._columns and id(node) not in row_parts:
+                if node.name == ROW and id(node) not in row_parts:
                     used.update(dict.fromkeys(self._columns))  # the whole row: a loop over it, say
                 elif node.name in undeclared and node.name != ROW:
                     used[node.name] = None
-            elif isinstance(node.node, nodes.Name) and node.node.name == ROW and ROW not in self._columns:
+            elif isinstance(node.node, nodes.Name) and node.node.name == ROW:
                 name = node.attr if isinstance(node, nodes.Getattr) else _constant(node.arg)
                 if isinstance(name, str) and name not in ("items", "keys", "values", "get"):
                     used[name] = None
                     row_parts.add(id(node.node))
-        if ROW in self._columns and ROW in undeclared:
-            used[ROW] = None
         unknown = [name for name in used if name not in self._columns]
         if unknown:
             shown = ", ".join(self._columns[:30]) + (" ..." if len(self._columns) > 30 else "")
