@@ -129,11 +129,17 @@ def _result(
         request_key=item.key,
         truncated_tokens=item.truncated_tokens,
         logprob=kept.cumulative_logprob if kept else None,
+        answer_tokens=_own_tokens(kept) if kept else None,
         samples=_samples(kept, asked) if kept else None,
         turns=json.dumps(talk.answers, ensure_ascii=False) if several else None,
         choice_probabilities=chances,
         valid=structured.valid(asked, kept.text) if kept and asked else None,
     )
+
+
+def _own_tokens(completion: Completion) -> int:
+    """Of the answer that is kept, without the other samples."""
+    return completion.samples[0].output_tokens if completion.samples else completion.output_tokens
 
 
 def _duration(talk: _Talk) -> float | None:

@@ -13,7 +13,7 @@ import concurrent.futures
 import datetime as dt
 import logging
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -25,11 +25,11 @@ from core.answering import Answerer
 from core.engines.base import Engine
 from core.errors import EngineDied, RunError, WorkbenchError
 from core.keeper import Keeper
-from core.plans import PlanInfo
+from core.plans import PlanInfo, plan_run
 from core.recipes import Recipe
 from core.requests import Item, Preparer
 from core.results import Counts, Result
-from core.run_spec import ModelSpec, PromptSpec, RunSpec, SessionSpec
+from core.run_spec import ModelSpec, SessionSpec
 from core.runs import Run
 from core.runtime import Runtime
 from core.store import RunState, Store, this_process
@@ -63,7 +63,8 @@ class Progress:
 class BatchJob:
     """One stretch of work on one run, on the runtime's loop; its numbers are read from any thread.
 
-    `only_rows`: end after so many rows, the rest stays pending.
+    `only_rows`: end after so many rows, the rest stays pending. `told`: whether the catalogue
+    knows how the run is.
     """
 
     def __init__(
@@ -81,13 +82,15 @@ class BatchJob:
         self._suspects: list[Item] = []
         self._started_at = dt.datetime.now(dt.UTC)
         self._work_started: float | None = None
-        self._work_ended: float | None = None
+        self._worked_s = 0.0  # before a full disk, which may part a stretch in several
         self._earlier_s = sum(session.wall_s for session in self._spec.sessions)
         self._end: tuple[RunState, str] = ("stopped", "")
         self._task: asyncio.Task[Any] | None = None
         self._stopping = False
         self._busy = 0
+        self.told = True
         self._tail_started: float | None = None
+        self._tail_s: float | None = None
         self._keeper = Keeper(counts, f"write-{run.run_id}")
         self._answerer = Answerer(
             run.run_id, self._follow, choice_probabilities=self._spec.output.choice_probabilities
@@ -102,10 +105,9 @@ class BatchJob:
 
     @property
     def work_s(self) -> float:
-        """Seconds of this stretch, the wait for the engine left out."""
-        if self._work_started is None:
-            return 0.0
-        return (self._work_ended or time.monotonic()) - self._work_started
+        """Seconds of this stretch, the waits for the engine and for room on the disk left out."""
+        started = self._work_started
+        return self._worked_s + (time.monotonic() - started if started is not None else 0.0)
 
     def progress(self) -> Progress:
         rate, rows_per_s = self._keeper.rates()
@@ -155,7 +157,7 @@ class BatchJob:
             self.state, self.message = "failed", "An unexpected error; the log has it."
             raise
         finally:
-            self._work_ended = self._work_ended or time.monotonic()
+            await self._in_reader(lambda: None)  # what a stop cut off there must not outlive the turn
             self._close()
 
     async def stop(self, state: RunState, message: str) -> None:
@@ -178,22 +180,30 @@ class BatchJob:
         self.state = "running"
         self._publish()
         connection = await self._in_reader(self.run.open_database)
+        reader, writer = connection.cursor(), connection.cursor()
         try:
-            await self._work(connection)
+            await self._work(reader, writer)
         finally:
+            if self._work_started is not None:
+                self._worked_s, self._work_started = self.work_s, None
+            # on their own threads, behind what a stop cut off there; each by name: one that is
+            # left open, if only in a traceback, keeps other processes from the run
+            reader.interrupt()
+            await self._in_reader(reader.close)
+            await self._keeper.release(writer)
             connection.close()
 
-    async def _work(self, connection: duckdb.DuckDBPyConnection) -> None:
-        reader, writer = connection.cursor(), connection.cursor()
-        await self._in_reader(results.create, reader)
+    async def _work(self, reader: duckdb.DuckDBPyConnection, writer: duckdb.DuckDBPyConnection) -> None:
         engine = await self._runtime.wait_engine()
         await self._in_reader(self._note_model, engine)
-        self._work_started = self._work_started or time.monotonic()
+        self._work_started = time.monotonic()
         self.message = "Planning the order of the rows."
         plan = await self._in_reader(self._plan, reader, engine)
         self.message = ""
         if plan.duplicates:
             await self._in_reader(results.share_kept, reader)
+        if self._keeper.waiting:  # a commit that a full disk reported as failed may have been kept
+            self._keeper.forget(await self._in_reader(results.kept_rows, reader, self._keeper.waiting))
         counts = await self._in_reader(results.read_counts, reader)
         self._keeper.begin(
             writer,
@@ -220,7 +230,8 @@ class BatchJob:
             await asyncio.wait({work})
             ended.set()
             await flusher  # its last flush; a failure to keep rows is the run's failure
-            self._work_ended = time.monotonic()
+            if self._tail_started is not None:
+                self._tail_s, self._tail_started = time.monotonic() - self._tail_started, None
         await work
         if self.counts.done < self.rows and self._only_rows is None:
             raise RunError(f"{self.rows - self.counts.done:,} rows have no result.", hint="Resume the run.")
@@ -243,6 +254,7 @@ class BatchJob:
         """Feed rows to as many workers as the engine has batch slots; then the suspects, one by one."""
         queue: asyncio.Queue[Item | None] = asyncio.Queue(maxsize=2 * _CHUNK_ROWS)
         slots = min(engine.info.batch_slots, max(1, len(pending)))
+        self._suspects.clear()  # those from before a full disk are pending again
         self._tail_started = None
         try:
             async with asyncio.TaskGroup() as group:
@@ -270,8 +282,7 @@ class BatchJob:
         ready = self._preparer.prepare(rows)
         if not self._keeper.replaces:
             return ready
-        asked = {item.row: (item.key, item.params["max_tokens"]) for item in ready if isinstance(item, Item)}
-        kept = results.still_valid(reader, asked)
+        kept = results.still_valid(reader, [item.asked for item in ready if isinstance(item, Item)])
         return [kept.get(entry.row, entry) for entry in ready]
 
     async def _serve(self, queue: Any, slots: int) -> None:
@@ -290,6 +301,7 @@ class BatchJob:
         deaths = 0
         while True:
             engine = await self._runtime.wait_engine()
+            self._check_model(engine)  # somebody may have loaded another one
             try:
                 self._keeper.add(await self._answerer.answer(item, engine))
             except EngineDied as error:
@@ -308,18 +320,12 @@ class BatchJob:
         return status.stats, status.output_tokens_per_s, self._earlier_s + self.work_s
 
     def _note_model(self, engine: Engine) -> None:
-        """Write down what answers, and the parameters with the model's own defaults filled in.
-
-        Raises RunError when earlier rows were answered by another model: one table, one model.
-        """
-        spec = self.run.spec
+        """Write down what answers, and the parameters with the model's own defaults filled in."""
+        self._spec = self.run.spec
+        self._check_model(engine)
         info = engine.info
-        if spec.model is not None and spec.model.name != info.model:
-            raise RunError(
-                f"The run was begun with {spec.model.name}, and {info.model} is loaded.",
-                hint=f"Load {spec.model.name} and resume, or start a new run.",
-            )
-        self._params = sampling.validate({**sampling.defaults(info.generation_config), **spec.params})
+        params = {**sampling.defaults(info.generation_config), **self._spec.params}
+        self._params = sampling.validate(params)
         model = ModelSpec(
             name=info.model,
             revision=info.revision,
@@ -332,6 +338,15 @@ class BatchJob:
         described = to_jsonable_python(asdict(machine.describe()))
         self._spec = self.run.update(model=model, engine=engine.spec, params=self._params, machine=described)
         self._store.update_run(self.run.run_id, model=info.model)
+
+    def _check_model(self, engine: Engine) -> None:
+        """Raise RunError when earlier rows were answered by another model: one table, one model."""
+        begun = self._spec.model
+        if begun is not None and begun.name != engine.info.model:
+            raise RunError(
+                f"The run was begun with {begun.name}, and {engine.info.model} is loaded.",
+                hint=f"Load {begun.name} and resume, or start a new run.",
+            )
 
     def _publish(self) -> None:
         """Tell the catalogue. Seconds of work add up over the stretches."""
@@ -346,10 +361,10 @@ class BatchJob:
                 **asdict(self.counts),
                 **owner,
             )
+            self.told = True
         except WorkbenchError as error:
             # the catalogue only repeats what the run's folder holds; it is told again at the next flush
-            if not disk.is_full(error):
-                raise
+            self.told = False
             _log.error("run %s: the catalogue can't be written: %s", self.run.run_id, error)
 
     def _close(self) -> None:
@@ -364,34 +379,11 @@ class BatchJob:
             output_tokens=work.output_tokens,
             cached_tokens=work.cached_tokens,
             wall_s=self.work_s,
-            tail_s=self._work_ended - self._tail_started if self._tail_started else None,
+            tail_s=self._tail_s,
         )
         try:
             self.run.update(sessions=(*self.run.spec.sessions, session))
-        finally:
-            self._publish()
-
-
-def plan_run(
-    connection: duckdb.DuckDBPyConnection, spec: RunSpec, params: Mapping[str, Any], engine: Engine
-) -> PlanInfo:
-    """The run's plan: what is there if it fits what is asked, or a new one. `params` complete."""
-    columns = tables.info(connection).columns
-    recipe = Recipe(spec.prompt, columns)
-    return plans.make(
-        connection,
-        recipe.variables,
-        () if recipe.order_fixed else recipe.fields,
-        columns,
-        spec.plan,
-        is_deterministic(spec.prompt, params),
-        slots=engine.info.batch_slots,
-        answer_length=spec.prompt.param_columns.get("max_tokens"),
-    )
-
-
-def is_deterministic(prompt: PromptSpec, params: Any) -> bool:
-    """Whether equal requests of a run surely get equal answers: no chance, or chance with a given seed."""
-    if prompt.mode == "openai" or {"temperature", "seed"} & set(prompt.param_columns):
-        return False
-    return params.get("temperature", 1.0) == 0 or params.get("seed") is not None
+        except OSError as error:
+            # a full disk; the rows are kept, and only the figures of this stretch are not
+            _log.error("run %s: its run.json can't be written: %s", self.run.run_id, error)
+        self._publish()

@@ -27,8 +27,12 @@ def is_full(error: BaseException) -> bool:
 
 async def wait_for_room(folder: Path) -> None:
     """Return when some megabytes can really be written in `folder`: free space says nothing of quotas."""
-    while not await asyncio.to_thread(_has_room, folder):  # noqa: ASYNC110  (nobody tells when)
+    while True:
+        # before the first look too: what is full may be a quota or a file at its largest, which the
+        # look does not meet, and to try again at once and for ever would keep the machine busy
         await asyncio.sleep(_LOOK_EVERY_S)
+        if await asyncio.to_thread(_has_room, folder):
+            return
 
 
 def _has_room(folder: Path) -> bool:

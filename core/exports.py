@@ -46,7 +46,8 @@ def answer_columns(spec: RunSpec) -> tuple[AnswerColumn, ...]:
             columns.append(AnswerColumn(f"{base}_p_{choice}", f"TRY_CAST({value} AS DOUBLE)"))
     if spec.output.logprobs:
         columns.append(AnswerColumn(f"{base}_logprob", "results.logprob"))
-        mean = "results.logprob / nullif(results.output_tokens, 0)"
+        tokens = "coalesce(results.answer_tokens, results.output_tokens)"
+        mean = f"results.logprob / nullif({tokens}, 0)"
         columns.append(AnswerColumn(f"{base}_mean_logprob", mean))
     columns += [
         AnswerColumn(f"{base}_status", "results.status"),
@@ -84,12 +85,22 @@ def _several(spec: RunSpec) -> list[AnswerColumn]:
         for turn in range(len(prompt.turns)):
             sql = f"json_extract_string(results.turns, '/{turn}')"
             columns.append(AnswerColumn(f"{base}_turn_{turn + 1}", sql, escape=True))
-    n = spec.params.get("n", 1)
-    if n > 1 and spec.output.samples == "columns":
-        for sample in range(1, n):
+    if spec.output.samples == "columns" and _n_by_row(spec):
+        columns.append(AnswerColumn(f"{base}_samples", _ALL_TEXTS, escape=True))
+    elif spec.output.samples == "columns":
+        for sample in range(1, spec.params.get("n", 1)):
             sql = f"json_extract_string(results.samples, '/{sample}/text')"
             columns.append(AnswerColumn(f"{base}_{sample + 1}", sql, escape=True))
     return columns
+
+
+def _n_by_row(spec: RunSpec) -> bool:
+    """Whether a column says how many answers each row gets."""
+    return spec.prompt is not None and "n" in spec.prompt.param_columns
+
+
+# a JSON list of the texts, as for turns: how many there are at most nobody knows beforehand
+_ALL_TEXTS = "to_json(json_extract_string(results.samples, '$[*].text'))::VARCHAR"
 
 
 def _pointer(key: str) -> str:
@@ -139,7 +150,7 @@ def export(
     cells = ", ".join(f"input.c{index}" for index in range(len(columns)))
     select = ", ".join([cells, *(f"{column.sql} AS a{at}" for at, column in enumerate(added))])
     source = "results"
-    if spec.params.get("n", 1) > 1 and spec.output.samples == "rows":
+    if spec.output.samples == "rows" and (spec.params.get("n", 1) > 1 or _n_by_row(spec)):
         source = _SAMPLE_ROWS
         select += ", results.sample"
         added = (*added, AnswerColumn(f"{spec.answer_column}_sample", "results.sample"))
@@ -170,6 +181,8 @@ _SAMPLE_ROWS = """(
             AS finish_reason,
         coalesce(TRY_CAST(json_extract_string(samples, '/' || (sample - 1) || '/output_tokens') AS INTEGER),
             output_tokens) AS output_tokens,
+        coalesce(TRY_CAST(json_extract_string(samples, '/' || (sample - 1) || '/output_tokens') AS INTEGER),
+            answer_tokens) AS answer_tokens,
         coalesce(TRY_CAST(json_extract_string(samples, '/' || (sample - 1) || '/logprob') AS DOUBLE), logprob)
             AS logprob,
         coalesce(TRY_CAST(json_extract_string(samples, '/' || (sample - 1) || '/valid') AS BOOLEAN), valid)

@@ -72,6 +72,11 @@ class Jobs:
         """Whether this process works on the run, or has it in its queue."""
         return self._queue.holds(run_id)
 
+    def _is_elsewhere(self, run_id: str) -> bool:
+        """Whether another process works on the run, or has it in its queue."""
+        record = self._store.run(run_id)
+        return record.is_at_work and record.owner_pid != os.getpid()
+
     def open(self, run_id: str) -> Run:
         """Raises RunNotFound. A folder copied from elsewhere joins the catalogue here."""
         run = Run.open(self._runs_dir, run_id)
@@ -99,11 +104,9 @@ class Jobs:
         """
         run = self.open(run_id)
         if not self.is_here(run_id):
-            record = self._store.run(run_id)
-            if record.is_at_work and record.owner_pid != os.getpid():
-                raise RunBusy(
-                    f"Run {run_id} is at work in process {record.owner_pid}.", hint="Stop it there first."
-                )
+            if self._is_elsewhere(run_id):
+                owner = self._store.run(run_id).owner_pid
+                raise RunBusy(f"Run {run_id} is at work in process {owner}.", hint="Stop it there first.")
             run.recipe()
         self._queue.enter(run, priority, rows)
 
@@ -156,7 +159,7 @@ class Jobs:
     def delete(self, run_id: str) -> None:
         """Remove a run that is not at work, with everything in its folder."""
         run = self.open(run_id)
-        if self.is_here(run_id) or self._store.run(run_id).is_at_work:
+        if self.is_here(run_id) or self._is_elsewhere(run_id):
             raise RunError(f"Run {run_id} is at work.", hint="Stop it first.")
         run.delete()
         self._store.delete_run(run_id)

@@ -6,7 +6,7 @@ import asyncio
 import concurrent.futures
 import contextlib
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 
 import duckdb
 
@@ -64,6 +64,15 @@ class Keeper:
         self._tokens += (result.output_tokens or 0) if generated else 0
         self._buffer.append(result)
 
+    @property
+    def waiting(self) -> list[int]:
+        """The rows whose results are not kept yet."""
+        return [result.row for result in self._buffer]
+
+    def forget(self, rows: Collection[int]) -> None:
+        """Drop what waits for these rows: it was kept after all."""
+        self._buffer = [result for result in self._buffer if result.row not in rows]
+
     def rates(self) -> tuple[float | None, float | None]:
         """(output tokens/s, rows/s) of the last half minute; None until there is something to go by."""
         recent = self._recent
@@ -79,6 +88,10 @@ class Keeper:
             with contextlib.suppress(TimeoutError):  # that is the time between two flushes
                 await asyncio.wait_for(ended.wait(), _FLUSH_S)
         await self.flush()  # what came while the last one was written
+
+    async def release(self, connection: duckdb.DuckDBPyConnection) -> None:
+        """Close the connection of a stretch, once nothing is written by it any more."""
+        await asyncio.get_running_loop().run_in_executor(self._writer, connection.close)
 
     def close(self) -> None:
         self._writer.shutdown(wait=False)

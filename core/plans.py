@@ -14,20 +14,48 @@ from __future__ import annotations
 import contextlib
 import json
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
+from typing import Any
 
 import duckdb
 import numpy as np
 
 from core import results, tables
+from core.engines.base import Engine
 from core.plan_making import PlanInfo, PlanMaker, Report, Texts
+from core.recipes import Recipe
 from core.results import InputRow
-from core.run_spec import PlanSpec
+from core.run_spec import PlanSpec, PromptSpec, RunSpec
 
-__all__ = ["PlanInfo", "Report", "info", "make", "pending", "read"]
+__all__ = ["PlanInfo", "Report", "info", "make", "pending", "plan_run", "read"]
 
 _VERSION = 1
+
+
+def plan_run(
+    connection: duckdb.DuckDBPyConnection, spec: RunSpec, params: Mapping[str, Any], engine: Engine
+) -> PlanInfo:
+    """The run's plan: what is there if it fits what is asked, or a new one. `params` complete."""
+    columns = tables.info(connection).columns
+    recipe = Recipe(spec.prompt, columns)
+    return make(
+        connection,
+        recipe.variables,
+        () if recipe.order_fixed else recipe.fields,
+        columns,
+        spec.plan,
+        _is_deterministic(spec.prompt, params),
+        slots=engine.info.batch_slots,
+        answer_length=spec.prompt.param_columns.get("max_tokens"),
+    )
+
+
+def _is_deterministic(prompt: PromptSpec, params: Any) -> bool:
+    """Whether equal requests of a run surely get equal answers: no chance, or chance with a given seed."""
+    if prompt.mode == "openai" or {"temperature", "seed"} & set(prompt.param_columns):
+        return False
+    return params.get("temperature", 1.0) == 0 or params.get("seed") is not None
 
 
 def make(

@@ -13,7 +13,7 @@ from core.asks import Ask
 from core.engines.base import Engine
 from core.errors import ParameterError, TemplateError, WorkbenchError
 from core.recipes import Recipe
-from core.results import InputRow, Result
+from core.results import Asked, InputRow, Result
 from core.run_spec import OverflowSpec
 from core.tables import Column
 from core.types import Message
@@ -25,8 +25,8 @@ _CUT_ATTEMPTS = 6
 class Item:
     """A row ready for the engine. `turns` are the user messages still to come after this one.
 
-    `key` is a digest of all that decides the answer but `max_tokens`; `text` is set when the
-    prompt is no chat. `truncated_tokens`: what was cut from the prompt to make it fit.
+    `key` is that of `request_key`; `text` is set when the prompt is no chat. `truncated_tokens`:
+    what was cut from the prompt, of all turns so far, to make it fit.
     """
 
     row: int
@@ -37,6 +37,10 @@ class Item:
     turns: tuple[str, ...] = ()
     text: str | None = None
     truncated_tokens: int | None = None
+
+    @property
+    def asked(self) -> Asked:
+        return Asked(self.row, self.key, self.params["max_tokens"], self.truncated_tokens)
 
 
 class Preparer:
@@ -131,7 +135,12 @@ class Preparer:
                 message = f"The prompt has {tokens:,} tokens; at most {most:,} are allowed."
             return Result(row=item.row, status="error", error=message, prompt_tokens=tokens)
         answer = int(item.params.get("max_tokens", sampling.BY_NAME["max_tokens"].default))
-        most = max(1, min(overflow.prompt_tokens or limit, limit - answer))
+        if answer >= limit:
+            message = (
+                f"max_tokens={answer:,} leaves no room for a prompt: the context holds {limit:,} tokens."
+            )
+            return Result(row=item.row, status="error", error=message, prompt_tokens=tokens)
+        most = min(overflow.prompt_tokens or limit, limit - answer)
         return item if tokens <= most else self._cut(item, most)
 
     def _cut(self, item: Item, most: int) -> Item | Result:
@@ -158,7 +167,7 @@ class Preparer:
                 return _failed(item.row, outcome)
             over = len(outcome) - most
             if over <= 0:
-                cut = len(content) - keep
+                cut = len(content) - keep + (item.truncated_tokens or 0)
                 return replace(item, token_ids=outcome, messages=messages, truncated_tokens=cut)
         message = (
             f"The prompt can't be cut to {most:,} tokens: what stands around the last message is longer."
@@ -167,12 +176,15 @@ class Preparer:
 
 
 def request_key(ask: Ask, params: Mapping[str, Any], overflow: OverflowSpec) -> bytes:
-    """A digest of all that decides the answer, `max_tokens` left out: 16 bytes."""
+    """A digest of all that decides the answer: 16 bytes.
+
+    Without `max_tokens`, but for talks: whether it cut one of their turns is not kept.
+    """
     asked = [
         [[message.role, message.content] for message in ask.messages],
         list(ask.turns),
         ask.text,
-        {name: value for name, value in params.items() if name != "max_tokens"},
+        {name: value for name, value in params.items() if name != "max_tokens" or ask.turns},
         [overflow.action, overflow.prompt_tokens],
     ]
     text = json.dumps(asked, sort_keys=True, ensure_ascii=False)

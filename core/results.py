@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -31,6 +32,7 @@ _SCHEMA = pa.schema(
         ("same_as", pa.int64()),
         ("truncated_tokens", pa.int32()),
         ("logprob", pa.float64()),
+        ("answer_tokens", pa.int32()),
         ("samples", pa.string()),
         ("turns", pa.string()),
         ("choice_probabilities", pa.string()),
@@ -45,7 +47,8 @@ class Result:
     """How one row ended. Token counts and times are None where nothing was generated.
 
     `request_key` is a digest of what was asked; `same_as` the row whose answer this one shares.
-    `logprob` is the whole answer's. `samples`, `turns` and `choice_probabilities` are JSON: the n
+    `logprob` is the whole answer's, `answer_tokens` are its own: `output_tokens` counts all turns and
+    samples. `samples`, `turns` and `choice_probabilities` are JSON: the n
     answers (text, finish_reason, output_tokens, logprob), the answers to all turns, and the
     probability of each choice. `valid`: whether the answer has the structure asked for.
     """
@@ -64,6 +67,7 @@ class Result:
     same_as: int | None = None
     truncated_tokens: int | None = None
     logprob: float | None = None
+    answer_tokens: int | None = None
     samples: str | None = None
     turns: str | None = None
     choice_probabilities: str | None = None
@@ -103,8 +107,9 @@ class Counts:
 _RESULT_COLUMNS = """
     _row BIGINT, status VARCHAR, answer VARCHAR, error VARCHAR, finish_reason VARCHAR,
     prompt_tokens INTEGER, output_tokens INTEGER, cached_tokens INTEGER, ttft_s DOUBLE, e2el_s DOUBLE,
-    request_key BLOB, same_as BIGINT, truncated_tokens INTEGER, logprob DOUBLE, samples VARCHAR,
-    turns VARCHAR, choice_probabilities VARCHAR, valid BOOLEAN, finished_at DOUBLE, stale BOOLEAN
+    request_key BLOB, same_as BIGINT, truncated_tokens INTEGER, logprob DOUBLE, answer_tokens INTEGER,
+    samples VARCHAR, turns VARCHAR, choice_probabilities VARCHAR, valid BOOLEAN, finished_at DOUBLE,
+    stale BOOLEAN
 """
 _PROGRESS_COLUMNS = """
     taken_at DOUBLE, work_s DOUBLE, done BIGINT, output_tokens_per_s DOUBLE, kv_cache_usage DOUBLE,
@@ -155,17 +160,13 @@ def mark_stale(connection: duckdb.DuckDBPyConnection, condition: str = "true") -
 
 
 def share_kept(connection: duckdb.DuckDBPyConnection) -> None:
-    """Give kept results to the rows that share them and have none: those a new plan found."""
-    owed = """
-        FROM copies JOIN results AS kept ON kept._row = copies.first AND kept.stale IS NOT TRUE
-        WHERE copies._row NOT IN (SELECT _row FROM results WHERE stale IS NOT TRUE)
+    """Give kept results to all rows that the plan says ask the same.
+
+    After that such rows have all a fresh result, or none: a plan may be younger than the results.
     """
     connection.execute("BEGIN")
     try:
-        connection.execute(
-            f"CREATE OR REPLACE TEMP TABLE owed AS "
-            f"SELECT kept.* REPLACE (copies._row AS _row, copies.first AS same_as) {owed}"
-        )
+        connection.execute(f"CREATE OR REPLACE TEMP TABLE owed AS {_OWED}")
         connection.execute("DELETE FROM results WHERE _row IN (SELECT _row FROM owed)")
         connection.execute("INSERT INTO results BY NAME SELECT * FROM owed")
         connection.execute("COMMIT")
@@ -175,28 +176,68 @@ def share_kept(connection: duckdb.DuckDBPyConnection) -> None:
         raise
 
 
-def still_valid(
-    connection: duckdb.DuckDBPyConnection, asked: Mapping[int, tuple[bytes, int]]
-) -> dict[int, Result]:
-    """Stale results that need no new answer, by row. `asked`: (request key, max_tokens) of each row now.
+# of several results the first good one is given; its own row, not whom that one got it from, is named
+_OWED = """
+    WITH alike AS (SELECT first, _row FROM copies UNION ALL SELECT DISTINCT first, first FROM copies),
+         fresh AS (SELECT first, _row, status FROM alike JOIN results USING (_row) WHERE stale IS NOT TRUE),
+         given AS (SELECT first, arg_min(_row, (status <> 'ok', _row)) AS giver FROM fresh GROUP BY first)
+    SELECT kept.* REPLACE (alike._row AS _row, coalesce(kept.same_as, giver) AS same_as)
+    FROM alike JOIN given USING (first) JOIN results AS kept ON kept._row = giver
+    WHERE kept.stale IS NOT TRUE AND alike._row NOT IN (SELECT _row FROM fresh)
+"""
 
-    An answer holds when the same was asked, and the new max_tokens would not have cut it elsewhere.
+
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """What a row asks now, to be held against what it asked before."""
+
+    row: int
+    key: bytes
+    max_tokens: int
+    truncated_tokens: int | None
+
+
+def still_valid(connection: duckdb.DuckDBPyConnection, asked: Sequence[Asked]) -> dict[int, Result]:
+    """Stale results that need no new answer, by row.
+
+    An answer holds when the same was asked, the prompt was cut at the same place, and the new
+    max_tokens would not have cut the answer elsewhere.
     """
     names = [field.name for field in list(_SCHEMA)[:-1]]
     found = connection.execute(
         f"SELECT {', '.join(names)} FROM results WHERE stale AND status = 'ok' "
         "AND _row IN (SELECT unnest(?::BIGINT[]))",
-        [list(asked)],
+        [[each.row for each in asked]],
     ).fetchall()
+    by_row = {each.row: each for each in asked}
     valid = {}
     for row, *values in found:
         result = Result(row=row, **dict(zip(names[1:], values, strict=True)))
-        key, max_tokens = asked[row]
-        tokens = result.output_tokens or 0
-        whole = tokens <= max_tokens if result.finish_reason == "stop" else tokens == max_tokens
-        if result.request_key == key and whole:
+        now = by_row[row]
+        same = (result.request_key, result.truncated_tokens) == (now.key, now.truncated_tokens)
+        if same and _is_whole(result, now.max_tokens):
             valid[row] = replace(result, same_as=None)
     return valid
+
+
+def _is_whole(result: Result, max_tokens: int) -> bool:
+    """Whether `max_tokens` would not have cut the answer elsewhere. Of turns, the key has told that."""
+    if result.turns is not None:
+        return True
+    answers = [(result.output_tokens or 0, result.finish_reason)]
+    if result.samples is not None:
+        answers = [(each["output_tokens"], each["finish_reason"]) for each in json.loads(result.samples)]
+    return all(
+        tokens <= max_tokens if reason == "stop" else tokens == max_tokens for tokens, reason in answers
+    )
+
+
+def kept_rows(connection: duckdb.DuckDBPyConnection, rows: Sequence[int]) -> set[int]:
+    """Those of `rows` that have a result which is not stale."""
+    found = connection.execute(
+        "SELECT _row FROM results WHERE stale IS NOT TRUE AND _row IN (SELECT unnest(?::BIGINT[]))", [rows]
+    ).fetchall()
+    return {row for (row,) in found}
 
 
 def read_rows(

@@ -13,21 +13,26 @@ from core.run_spec import Instructions
 from core.runs import Run
 from core.store import Store
 
-_CUT = "status = 'ok' AND finish_reason = 'length'"
+_CUT = """status = 'ok' AND (finish_reason = 'length' OR list_contains(
+    json_extract_string(samples, '$[*].finish_reason'), 'length'))"""
 
 
 def retry_failed(run: Run, store: Store) -> int:
-    """Have the rows that ended in an error done again. Returns how many; start the run to do them."""
+    """Have the rows that ended in an error done again. Returns how many; start the run to do them.
+
+    Raises RunError, as the others here, while the run is at work or in the queue.
+    """
     return _mark(run, store, "status = 'error'")
 
 
 def redo_truncated(run: Run, store: Store, max_tokens: int) -> int:
-    """Have the answers that were cut at max_tokens done again with more. Returns how many rows."""
+    """Have the rows with an answer that was cut at max_tokens done again with more. Returns how many."""
     now = run.spec.params.get("max_tokens")
     if now is not None and max_tokens <= now:
         raise RunError(f"The answers were cut at {now:,} tokens already.", hint="Allow more than that.")
+    changed = _mark(run, store, _CUT)
     run.update(params={**run.spec.params, "max_tokens": max_tokens})
-    return _mark(run, store, _CUT)
+    return changed
 
 
 def edit(run: Run, store: Store, instructions: Instructions) -> int:
@@ -36,8 +41,12 @@ def edit(run: Run, store: Store, instructions: Instructions) -> int:
     Returns the rows to look at; which of them changed shows as the run comes to them.
     Raises as `Run.configure`, and then nothing changed.
     """
+    run.check(instructions)
+    # before the new instructions: a kill in between leaves answers that are looked at once more,
+    # never answers to what is no longer asked
+    changed = _mark(run, store, "true")
     run.configure(instructions)
-    return _mark(run, store, "true")
+    return changed
 
 
 def instructions_of(run: Run) -> Instructions:
@@ -60,8 +69,10 @@ def instructions_of(run: Run) -> Instructions:
 
 
 def _mark(run: Run, store: Store, condition: str) -> int:
+    record = store.run(run.run_id)
+    if record is not None and record.is_at_work:
+        raise RunError(f"Run {run.run_id} is at work.", hint="Stop it first.")
     with run.connect() as connection:
-        results.create(connection)  # a run of an older version lacks the columns
         changed = results.mark_stale(connection, condition)
         counts = results.read_counts(connection)
     if changed:

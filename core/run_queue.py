@@ -13,7 +13,9 @@ import concurrent.futures
 import enum
 import logging
 import threading
-from dataclasses import dataclass, field, fields
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, fields
+from typing import Any
 
 from core.batch import BatchJob, Progress
 from core.errors import RunError, WorkbenchError
@@ -23,6 +25,8 @@ from core.runtime import Runtime
 from core.store import RunRecord, RunState, Store, this_process
 
 _log = logging.getLogger(__name__)
+
+_TELL_AGAIN_S = 2.0
 
 
 class RunPriority(enum.IntEnum):
@@ -215,14 +219,24 @@ class RunQueue:
 
     def _end(self, entry: _Entry, state: RunState, message: str) -> None:
         """The run leaves the queue. What its job has told the catalogue itself isn't told again."""
+        job = entry.job
+        if job is None or not job.told or (job.state, job.message) != (state, message):
+            values = {"state": state, "message": message, "owner_pid": None, "owner_started": None}
+            if job is not None:
+                values |= {"wall_s": job.progress().work_s, **asdict(job.counts)}
+                job.state, job.message = state, message
+            if not self._tell(entry, values):
+                self._runtime.spawn(self._tell_later(entry, values))
+        entry.ended.set_result(None)
+
+    def _tell(self, entry: _Entry, values: Mapping[str, Any]) -> bool:
+        """Whether the catalogue has taken it; a full disk, say, refuses."""
         try:
-            if entry.job is None or (entry.job.state, entry.job.message) != (state, message):
-                nobody = {"owner_pid": None, "owner_started": None}
-                self._store.update_run(entry.run.run_id, state=state, message=message, **nobody)
-        finally:
-            if entry.job is not None:
-                entry.job.state, entry.job.message = state, message
-            entry.ended.set_result(None)
+            self._store.update_run(entry.run.run_id, **values)
+        except WorkbenchError as error:
+            _log.error("run %s: %s", entry.run.run_id, error)
+            return False
+        return True
 
     def _settle(self, entry: _Entry, state: RunState, message: str) -> None:
         """After a turn: the run ends, or waits for its next one."""
@@ -234,7 +248,7 @@ class RunQueue:
         if state != "queued":
             self._end(entry, state, message)
         elif entry.job is not None and entry.job.state != "queued":
-            self._store.update_run(entry.run.run_id, state="queued", message="", **this_process())
+            self._tell(entry, {"state": "queued", "message": "", **this_process()})
 
     # -- on the loop ------------------------------------------------------------
 
@@ -266,6 +280,14 @@ class RunQueue:
         with self._lock:
             self._at_work = None
             self._settle(entry, state, message)
+
+    async def _tell_later(self, entry: _Entry, values: Mapping[str, Any]) -> None:
+        """Until the catalogue has taken it, the run would read as at work here."""
+        while True:
+            await asyncio.sleep(_TELL_AGAIN_S)
+            with self._lock:  # it may have been started again, or deleted
+                if self._entries.get(entry.run.run_id) is not entry or self._tell(entry, values):
+                    return
 
     async def _stop_job(self, entry: _Entry, state: RunState, message: str) -> None:
         if entry.job is not None:

@@ -10,6 +10,7 @@ import contextlib
 import datetime as dt
 import os
 import shutil
+import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -27,6 +28,9 @@ from core.store import new_id
 # the memory and the cores. DuckDB works on 2,048 rows at a time, so long rows need more.
 _MEMORY, _MEMORY_FOR_LONG_ROWS, _LONG_ROW_BYTES = "160MB", "1GB", 10_000
 _LOCK_PATIENCE_S = 3.0
+_WRITING = threading.RLock()  # of any run.json: what one thread reads and writes, no other may in between
+
+_UPGRADING = threading.Lock()
 
 
 class Run:
@@ -132,16 +136,18 @@ class Run:
     def write(self, spec: RunSpec) -> None:
         """Replace run.json in one step: a kill leaves the old one or the new one."""
         temporary = self._json.with_suffix(".tmp")
-        with temporary.open("w", encoding="utf-8") as file:
-            file.write(spec.model_dump_json(indent=2))
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(self._json)
+        with _WRITING:
+            with temporary.open("w", encoding="utf-8") as file:
+                file.write(spec.model_dump_json(indent=2))
+                file.flush()
+                os.fsync(file.fileno())
+            temporary.replace(self._json)
 
     def update(self, **values: Any) -> RunSpec:
-        """Set fields of run.json."""
-        spec = self.spec.model_copy(update=values)
-        self.write(spec)
+        """Set fields of run.json. A page and the job may do so at the same time."""
+        with _WRITING:
+            spec = self.spec.model_copy(update=values)
+            self.write(spec)
         return spec
 
     def configure(self, instructions: Instructions) -> RunSpec:
@@ -149,9 +155,15 @@ class Run:
 
         Raises UnknownColumn, TemplateError, ParameterError or TableError; then nothing changed.
         """
-        spec = _instructed(self.spec, instructions, self.info().columns)
-        self.write(spec)
+        table = self.info().columns
+        with _WRITING:
+            spec = _instructed(self.spec, instructions, table)
+            self.write(spec)
         return spec
+
+    def check(self, instructions: Instructions) -> None:
+        """Raise what `configure` would, and change nothing."""
+        _instructed(self.spec, instructions, self.info().columns)
 
     def recipe(self) -> Recipe:
         """How a row becomes a request. Raises RunError while nothing is asked."""
@@ -175,7 +187,14 @@ class Run:
         """A connection that the caller closes. Raises RunBusy while another process holds the file."""
         given = self.spec.input
         long_rows = given.size_bytes > _LONG_ROW_BYTES * given.rows
-        return self._connect(_MEMORY_FOR_LONG_ROWS if long_rows else _MEMORY)
+        connection = self._connect(_MEMORY_FOR_LONG_ROWS if long_rows else _MEMORY)
+        try:
+            with _UPGRADING:
+                results.create(connection)  # a run of an older version lacks tables and columns
+        except BaseException:
+            connection.close()
+            raise
+        return connection
 
     def _connect(self, memory: str) -> duckdb.DuckDBPyConnection:
         path = self.folder / "run.duckdb"
@@ -206,7 +225,6 @@ class Run:
     def samples(self, points: int = 300) -> list[results.Sample]:
         """About `points` looks at the work over time, oldest first."""
         with self.connect() as connection:
-            results.create(connection)  # a run of an older version lacks columns
             return results.read_samples(connection, points)
 
     def preview(self, limit: int, *, offset: int = 0, with_answers: bool = False) -> list[dict[str, Any]]:
