@@ -100,6 +100,10 @@ class BatchJob:
     # -- read from any thread -------------------------------------------------
 
     @property
+    def is_try(self) -> bool:
+        return self._only_rows is not None
+
+    @property
     def counts(self) -> Counts:
         return self._keeper.counts
 

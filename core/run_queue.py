@@ -87,7 +87,8 @@ class RunQueue:
     def enter(self, run: Run, priority: RunPriority | None, rows: int | None) -> None:
         """Queue the run, by its own priority unless one is given; `rows`: try only so many.
 
-        Of a run that is here already, only the priority is taken, and a stop under way is taken back.
+        Of a run that is here already, the priority is taken, a try goes on to all rows when they are
+        asked for, and a stop under way is taken back.
         """
         with self._lock:
             if self._closed:
@@ -97,6 +98,8 @@ class RunQueue:
                 self._add(run, priority, rows)
             else:
                 self._prioritise(run.run_id, entry.priority if priority is None else priority)
+                if rows is None:
+                    entry.rows = None
                 if entry.asked is not None:
                     entry.asked = ("queued", "")
             self._reconsider()
@@ -121,7 +124,9 @@ class RunQueue:
 
     def wait(self, run_id: str, timeout_s: float | None = None) -> Progress | None:
         """Block until the run has left the queue; None if it never had a turn. Raises TimeoutError."""
-        entry = self._entries[run_id]
+        entry = self._entries.get(run_id)
+        if entry is None:
+            return None
         entry.ended.result(timeout_s)
         return entry.job.progress() if entry.job else None
 
@@ -244,6 +249,9 @@ class RunQueue:
             state, message = entry.asked  # the latest wish: it may have changed since the job was told
         if entry.rows is not None and entry.tried >= entry.rows and state in ("queued", "stopped"):
             state, message = "stopped", f"Tried {entry.rows:,} rows."
+        tried_for_all = entry.job is not None and entry.job.is_try and entry.rows is None
+        if tried_for_all and entry.asked is None and state == "stopped":
+            state, message = "queued", ""  # all rows were asked for meanwhile
         entry.asked = None
         if state != "queued":
             self._end(entry, state, message)

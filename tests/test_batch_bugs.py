@@ -385,3 +385,17 @@ def test_a_try_in_turns_and_a_stop_at_once_leave_a_run_that_finishes(jobs, tmp_p
         jobs.stop(run.run_id)
         assert jobs.wait(run.run_id, 30).state in ("stopped", "finished")
     assert finish(jobs, run).counts.ok == 30
+
+
+def test_a_run_started_while_some_of_its_rows_are_tried_does_all(make_jobs, tmp_path):
+    jobs = make_jobs(scripted_tokens_per_s=40, max_num_seqs=4)
+    table = write_csv(tmp_path / "t.csv", ["text"], [[f"text {n}"] for n in range(12)])
+    run = jobs.stage(table, instructions=Instructions(template="{{ text }}"))
+    jobs.start(run.run_id, rows=4)
+    until(lambda: jobs.progress(run.run_id).state == "running")
+    assert finish(jobs, run).counts.ok == 12
+
+
+def test_a_run_that_never_had_a_turn_is_not_waited_for(jobs, tmp_path):
+    run = jobs.stage(write_csv(tmp_path / "t.csv", ["t"], [["a"]]), instructions=Instructions(template="x"))
+    assert jobs.wait(run.run_id, 1).state == "draft"
