@@ -166,11 +166,18 @@ def export(
 
 
 def _in_parts(cursor: duckdb.DuckDBPyConnection, query: str, spec: RunSpec) -> Iterator[pa.RecordBatch]:
-    """The query's rows, some at a time by their numbers: to sort all would not fit the memory."""
-    row_bytes = spec.input.size_bytes / max(spec.input.rows, 1)
+    for bounds in _parts(cursor, spec):
+        yield from cursor.sql(query, params=bounds).to_arrow_table().to_batches()
+
+
+def _parts(cursor: duckdb.DuckDBPyConnection, spec: RunSpec) -> Iterator[list[int]]:
+    """The rows' numbers, [from, up to] in turn: to sort all at once would not fit the memory."""
+    texts = " + ".join(f"coalesce(strlen({name}), 0)" for name in ("answer", "samples", "turns"))
+    [(answer_bytes,)] = cursor.execute(f"SELECT coalesce(avg({texts}), 0) FROM results").fetchall()
+    row_bytes = spec.input.size_bytes / max(spec.input.rows, 1) + answer_bytes
     step = int(max(1, min(_ROWS_A_BATCH, _BATCH_BYTES / max(row_bytes, 1))))
     for start in range(0, spec.input.rows, step):
-        yield from cursor.sql(query, params=[start, start + step]).to_arrow_table().to_batches()
+        yield [start, start + step]
 
 
 # one row for each of the n answers, numbered from 1; rows without any stay one row
@@ -204,13 +211,14 @@ def _openai_rows(connection: duckdb.DuckDBPyConnection, spec: RunSpec) -> Iterat
     fields = ("status", "answer", "error", "finish_reason", "prompt_tokens", "output_tokens", "samples",
               "logprob", "finished_at")  # fmt: skip
     cursor = connection.cursor()
-    cursor.execute(
+    query = (
         f"SELECT input._row, {', '.join(f'results.{name}' for name in fields)}{cells} "
-        "FROM input LEFT JOIN results USING (_row) ORDER BY input._row"
+        "FROM input LEFT JOIN results USING (_row) "
+        "WHERE input._row >= ? AND input._row < ? ORDER BY input._row"
     )
     model = spec.model.name if spec.model else ""
-    while rows := cursor.fetchmany(_ROWS_A_BATCH):
-        for row, *rest in rows:
+    for bounds in _parts(cursor, spec):
+        for row, *rest in cursor.execute(query, bounds).fetchall():
             values = dict(zip(fields, rest, strict=False))
             values |= {
                 column.name: tables.decode(column, cell)

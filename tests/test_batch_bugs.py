@@ -399,3 +399,25 @@ def test_a_run_started_while_some_of_its_rows_are_tried_does_all(make_jobs, tmp_
 def test_a_run_that_never_had_a_turn_is_not_waited_for(jobs, tmp_path):
     run = jobs.stage(write_csv(tmp_path / "t.csv", ["t"], [["a"]]), instructions=Instructions(template="x"))
     assert jobs.wait(run.run_id, 1).state == "draft"
+
+
+@pytest.mark.parametrize("format", ["openai-batch", "jsonl"])
+def test_answers_larger_than_the_databases_memory_are_written(jobs, tmp_path, format):
+    """A part had as many rows as the file's own cells allow; OpenAI's results were sorted all at once."""
+    body = {"messages": [{"role": "user", "content": "hi"}]}
+    lines = [
+        json.dumps({"custom_id": str(n), "method": "POST", "url": "/v1/chat/completions", "body": body})
+        for n in range(6_000)
+    ]
+    (tmp_path / "t.jsonl").write_text("\n".join(lines), encoding="utf-8")
+    run = jobs.stage(tmp_path / "t.jsonl", instructions=Instructions(mode="openai"))
+    with run.connect() as connection:
+        for start in range(0, 6_000, 1_000):
+            connection.execute(
+                "INSERT INTO results (_row, status, answer) "
+                "SELECT _row, 'ok', repeat(md5(_row::VARCHAR), 1000) FROM input WHERE _row BETWEEN ? AND ?",
+                [start, start + 999],
+            )
+    assert run.export(tmp_path / "out.jsonl", format=format) == 6_000
+    with (tmp_path / "out.jsonl").open(encoding="utf-8") as file:
+        assert [json.loads(line)["custom_id"] for line in file] == [str(n) for n in range(6_000)]
