@@ -5,10 +5,11 @@ import json
 import time
 
 import pytest
+import streamlit as st
 from test_batch_page import button, open_page, settle, texts
 
 from core.engines.scripted import ScriptedEngine
-from core.errors import RequestRejected
+from core.errors import RequestRejected, TableError
 from core.run_spec import EvaluationSpec, Instructions
 from pages.parts import session
 
@@ -61,9 +62,9 @@ def metrics(app):
     return {metric.label: metric.value for metric in app.metric}
 
 
-def answered(tmp_path, **asked):
+def answered(tmp_path, text=FILMS, **asked):
     """A finished run over the films."""
-    run = stage(tmp_path, instructions=Instructions(**{"template": "{{ film }}", **asked}))
+    run = stage(tmp_path, text, instructions=Instructions(**{"template": "{{ film }}", **asked}))
     session.jobs().start(run.run_id)
     settle(open_page(), lambda _app: progress(run).state == "finished")
     return run
@@ -285,6 +286,18 @@ def test_a_change_can_be_left_alone(workspace, tmp_path):
     button(app, "Leave it as it is").click().run()
     assert metrics(app)["Ok"] == "30"
     assert run.spec.prompt.template == "{{ film }}"
+
+
+def test_a_download_that_cannot_be_made_says_why(workspace, tmp_path, monkeypatch):
+    run = answered(tmp_path, text="film\n" + "x" * 40_000 + "\n")
+    files = {}
+    monkeypatch.setattr(st, "download_button", lambda label, data, **_rest: files.update({label: data}))
+    app = open_page(run=run.run_id)
+    with pytest.raises(TableError):
+        files["Excel"]()
+    assert "an Excel cell holds 32,767" in texts(app.run().error)
+    files["CSV"]().close()
+    assert not app.run().error
 
 
 def test_a_paused_run_waits_in_the_queue_of_the_start_page(workspace, tmp_path, monkeypatch):

@@ -22,6 +22,7 @@ _FORMATS = {
     "JSON Lines": ("jsonl", "jsonl", False, "One object a row"),
     "Parquet": ("parquet", "parquet", False, "For pandas, DuckDB, Spark"),
 }
+_PROBLEMS = "downloads:problems"
 _OPENAI = {"OpenAI Batch": (OPENAI_BATCH, "jsonl", False, "Result lines as OpenAI's Batch API gives them")}
 
 
@@ -32,25 +33,45 @@ def downloads(run: Run, progress: Progress) -> None:
     prompt = run.spec.prompt
     formats = _FORMATS | (_OPENAI if prompt is not None and prompt.mode == "openai" else {})
     stem = Path(run.spec.input.name).stem
+    problems: dict[str, str] = st.session_state.setdefault(_PROBLEMS, {})
     with st.container(horizontal=True):
         for label, (format, ending, bom, help) in formats.items():
             st.download_button(
                 label,
-                data=lambda format=format, ending=ending, bom=bom: _exported(run, format, ending, bom),
+                data=lambda format=format, ending=ending, bom=bom: _exported(
+                    run, format, ending, bom, problems
+                ),
                 file_name=f"{stem}-answers.{ending}",
                 help=help,
                 icon=":material/download:",
                 on_click="ignore",
                 key=f"download-{label}-{run.run_id}",
             )
+    _problem(run.run_id)
 
 
-def _exported(run: Run, format: str, ending: str, bom: bool) -> BinaryIO:
-    """The export as an open file that is gone from the disk once it is closed."""
-    with tempfile.TemporaryDirectory(dir=run.folder) as folder:
-        path = Path(folder) / f"export.{ending}"
-        run.export(path, format=format, bom=bom)
-        return path.open("rb")
+def _exported(run: Run, format: str, ending: str, bom: bool, problems: dict[str, str]) -> BinaryIO:
+    """The export as an open file that is gone from the disk once it is closed.
+
+    The server calls it when somebody clicks, and shows nothing of what it raises: it is left in `problems`.
+    """
+    problems.pop(run.run_id, None)
+    try:
+        with tempfile.TemporaryDirectory(dir=run.folder) as folder:
+            path = Path(folder) / f"answers.{ending}"
+            run.export(path, format=format, bom=bom)
+            return path.open("rb")
+    except (WorkbenchError, OSError) as error:
+        problems[run.run_id] = str(error)
+        raise
+
+
+@st.fragment(run_every=2.0)
+def _problem(run_id: str) -> None:
+    """Why the last download could not be made."""
+    problem = st.session_state[_PROBLEMS].get(run_id)
+    if problem:
+        st.error(plain_text(problem))
 
 
 def specification(run: Run) -> None:
