@@ -118,7 +118,7 @@ def _choice(run: Run, label: str, names: Mapping[Any, str]) -> Any:
 
 def _table(run: Run, found: Found, rows: int, filter: Filter) -> None:
     pages = max(1, -(-found.total // _PAGE_ROWS))
-    said, table, below = st.container(), st.container(), st.container()
+    said, table, below, chosen = st.container(), st.container(), st.container(), st.empty()
     with below:  # the table's own tools come up above it
         page = _page_number(run, pages, f"{pages}:{hash(filter)}")
     offset = (page - 1) * _PAGE_ROWS
@@ -150,7 +150,9 @@ def _table(run: Run, found: Found, rows: int, filter: Filter) -> None:
         return
     with run.connect() as connection:
         (whole,) = browse.rows(connection, columns, [shown[cells[0][0]].row])
-    draw_row(whole, key=_key(run, "row"))
+    # in a place of its own, emptied above: what a fragment no longer draws, browsers may keep
+    with chosen.container():
+        draw_row(whole, key=_key(run, "row"))
 
 
 def _page_number(run: Run, pages: int, shown: str) -> int:
