@@ -101,7 +101,7 @@ def test_all_sessions_see_the_queue_and_may_pause_resume_and_cancel(jobs, stage)
     button(app, f"queue-pause-{first}").click().run()
     settle(app, lambda: order(app) == ["1. second.csv", "first.csv"])
     assert labels(app) == ["Pause", "Cancel", "Open", "Resume", "Cancel", "Open"]
-    assert "what is done is kept" in app.caption[0].value
+    assert any("what is done is kept" in caption.value for caption in app.caption)  # the other may plan yet
     button(other.run(), f"queue-resume-{first}").click().run()
     assert order(other) == ["1. second.csv", "2. first.csv"]
     button(app.run(), f"queue-cancel-{second}").click().run()
