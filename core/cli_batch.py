@@ -19,9 +19,12 @@ from core.settings import load_settings
 from core.table_writers import OPENAI_BATCH
 
 ENGINES = ("vllm", "scripted")
+_WITH_RESUME = frozenset({"output", "format", "escape_formulas", "model", "engine", "resume", "retry_failed",
+                          "redo_truncated", "as_json"})  # fmt: skip
 
 
 def batch(
+    context: typer.Context,
     input: Annotated[
         Path | None,
         typer.Argument(
@@ -139,62 +142,47 @@ def batch(
     _check_format(output, format)
     if engine is not None and engine not in ENGINES:
         raise typer.BadParameter(f"there is no engine {engine!r}; there are: {', '.join(ENGINES)}.")
-    if resume is None and (retry_failed or redo_truncated):
-        raise typer.BadParameter("--retry-failed and --redo-truncated go with --resume RUN_ID.")
-    if resume is None and input is None:
-        raise typer.BadParameter("INPUT is missing: which table?")
-    if resume is not None:
-        _check_resume(
-            INPUT=input, template=template, prompt_column=prompt_column, fields=fields,
-            instruction=instruction, messages_column=messages_column, system=system, turn=turn,
-            turns_column=turns_column, examples=examples, param=param, param_column=param_column, seed=seed,
-            choice=choice, schema=schema, regex=regex, grammar=grammar, logprobs=logprobs or None,
-            choice_probabilities=choice_probabilities or None, truncate=truncate,
-            truncate_prompt_tokens=truncate_prompt_tokens, reference=reference, limit=limit,
-            encoding=encoding, delimiter=delimiter, sheet=sheet,
-            answer_column=None if answer_column == "answer" else answer_column,
-        )  # fmt: skip
-    mode = _mode(template, prompt_column, fields, messages_column)
-    params = _params(param or [], seed, _structure(choice, schema, regex, grammar))
-    if logprobs:
-        params.setdefault("logprobs", 0)
-    settings = load_settings()
-    options = tables.ReadOptions(encoding=encoding, delimiter=_delimiter(delimiter), sheet=sheet)
-    if resume is None and mode == "openai":
-        _check_openai(input, options)
-    with Session(settings) as session:
-        if resume is not None:
-            run = session.reopen(resume, engine, model, retry_failed=retry_failed, max_tokens=redo_truncated)
-        else:
-            instructions = Instructions(
-                mode=mode,
-                template=template or "",
-                prompt_column=prompt_column,
-                fields=_listed(fields),
-                instruction=instruction,
-                messages_column=messages_column,
-                system=system,
-                turns=tuple(turn or ()),
-                turns_column=turns_column,
-                params=params,
-                param_columns=_pairs(param_column or []),
-                answer_column=answer_column,
-                overflow=_overflow(truncate, truncate_prompt_tokens),
-                output=OutputSpec(
-                    samples=_samples(samples), logprobs=logprobs, choice_probabilities=choice_probabilities
-                ),
-                evaluation=EvaluationSpec(reference_column=reference, tolerance=tolerance)
-                if reference is not None
-                else None,
-                plan=PlanSpec(reorder=reorder, dedupe=dedupe),
-                engine=session.engine_spec(engine, model),
+    if resume is None:
+        if retry_failed or redo_truncated:
+            raise typer.BadParameter("--retry-failed and --redo-truncated go with --resume RUN_ID.")
+        if input is None:
+            raise typer.BadParameter("INPUT is missing: which table?")
+        options = tables.ReadOptions(encoding=encoding, delimiter=_delimiter(delimiter), sheet=sheet)
+        instructions = Instructions(
+            mode=_mode(template, prompt_column, fields, messages_column),
+            template=template or "",
+            prompt_column=prompt_column,
+            fields=_listed(fields),
+            instruction=instruction,
+            messages_column=messages_column,
+            system=system,
+            turns=tuple(turn or ()),
+            turns_column=turns_column,
+            params=_params(param or [], seed, _structure(choice, schema, regex, grammar), logprobs),
+            param_columns=_pairs(param_column or []),
+            answer_column=answer_column,
+            overflow=_overflow(truncate, truncate_prompt_tokens),
+            output=OutputSpec(
+                samples=_samples(samples), logprobs=logprobs, choice_probabilities=choice_probabilities
+            ),
+            evaluation=_evaluation(reference, tolerance),
+            plan=PlanSpec(reorder=reorder, dedupe=dedupe),
+        )
+        if instructions.mode == "openai":
+            _check_openai(input, options)
+        if examples is not None:
+            shown = few_shot.load_examples(
+                examples, prompt_of(instructions), examples_answer, count=examples_count
             )
-            if examples is not None:
-                shown = few_shot.load_examples(
-                    examples, prompt_of(instructions), examples_answer, count=examples_count
-                )
-                instructions = replace(instructions, examples=shown)
+            instructions = replace(instructions, examples=shown)
+    else:
+        _check_resume(context)
+    with Session(load_settings()) as session:
+        if resume is None:
+            instructions = replace(instructions, engine=session.engine_spec(engine, model))
             run = session.stage(input, instructions, options, limit)
+        else:
+            run = session.reopen(resume, engine, model, retry_failed=retry_failed, max_tokens=redo_truncated)
         summary = session.finish(run, output, escape_formulas, format)
     if as_json:
         print(json.dumps(summary), flush=True)
@@ -258,6 +246,12 @@ def _overflow(side: str | None, prompt_tokens: int | None) -> OverflowSpec:
     return OverflowSpec(action=side or "error", prompt_tokens=prompt_tokens)
 
 
+def _evaluation(reference: str | None, tolerance: float) -> EvaluationSpec | None:
+    if reference is None:
+        return None
+    return EvaluationSpec(reference_column=reference, tolerance=tolerance)
+
+
 def _samples(word: str) -> Any:
     if word not in ("columns", "rows"):
         raise typer.BadParameter(f"--samples is columns or rows, not {word!r}.")
@@ -280,13 +274,14 @@ def _pairs(assignments: list[str]) -> dict[str, str]:
     return pairs
 
 
-def _check_resume(**options: Any) -> None:
+def _check_resume(context: typer.Context) -> None:
     """Refuse what a resumed run has already; to take it and drop it would be worse."""
-    given = [name for name, value in options.items() if value is not None and value not in ("", [])]
-    if given:
-        raise typer.BadParameter(
-            f"--resume takes {given[0].replace('_', '-')} from the run: start a new run to change it."
-        )
+    for name in context.params:
+        source = context.get_parameter_source(name)
+        if source is not None and source.name == "COMMANDLINE" and name not in _WITH_RESUME:
+            raise typer.BadParameter(
+                f"--resume takes {name.replace('_', '-')} from the run: start a new run to change it."
+            )
 
 
 def _check_format(output: Path, format: str | None) -> None:
@@ -299,7 +294,9 @@ def _check_format(output: Path, format: str | None) -> None:
         raise typer.BadParameter(f"the folder {output.absolute().parent} does not exist.")
 
 
-def _params(assignments: list[str], seed: int | None, structure: dict[str, Any] | None) -> dict[str, Any]:
+def _params(
+    assignments: list[str], seed: int | None, structure: dict[str, Any] | None, logprobs: bool
+) -> dict[str, Any]:
     params = sampling.parse_assignments(assignments)
     if seed is not None:
         if params.get("seed", seed) != seed:
@@ -307,6 +304,8 @@ def _params(assignments: list[str], seed: int | None, structure: dict[str, Any] 
         params["seed"] = seed
     if structure is not None:
         params["structured_outputs"] = structure
+    if logprobs:
+        params.setdefault("logprobs", 0)
     return sampling.validate(params)
 
 
