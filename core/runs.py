@@ -88,22 +88,26 @@ class Run:
             raise
         return run
 
-    def _read(self, source: Path, options: tables.ReadOptions, limit: int | None, report: Any) -> Any:
-        """Stage the file into a new database; with more memory when its rows turn out to be long."""
-        for memory in (_MEMORY, _MEMORY_FOR_LONG_ROWS):
-            try:
-                with contextlib.closing(self._connect(memory)) as connection:
-                    info = tables.stage(source, connection, options=options, limit=limit, on_progress=report)
-                    results.create(connection)
-                    return info
-            except duckdb.Error as error:
-                # a commit that lacks memory is a TransactionException: only its words say why
-                lacks_memory = "pin block" in str(error) or "out of memory" in str(error).lower()
-                if memory == _MEMORY_FOR_LONG_ROWS or not lacks_memory:
-                    raise
-            for path in self.folder.glob("run.duckdb*"):
-                path.unlink()
-        raise AssertionError("the last attempt returns or raises")
+    def _read(
+        self, source: Path, options: tables.ReadOptions, limit: int | None, report: Any
+    ) -> tables.TableInfo:
+        """Stage the file into a new database; again with more memory when its rows turn out to be long."""
+
+        def read(memory: str) -> tables.TableInfo:
+            with contextlib.closing(self._connect(memory)) as connection:
+                info = tables.stage(source, connection, options=options, limit=limit, on_progress=report)
+                results.create(connection)
+            return info
+
+        try:
+            return read(_MEMORY)
+        except duckdb.Error as error:
+            # a commit that lacks memory is a TransactionException: only its words say why
+            if "pin block" not in str(error) and "out of memory" not in str(error).lower():
+                raise
+        for path in self.folder.glob("run.duckdb*"):
+            path.unlink()
+        return read(_MEMORY_FOR_LONG_ROWS)
 
     @classmethod
     def open(cls, runs_dir: Path, run_id: str) -> Run:
