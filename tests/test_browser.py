@@ -299,7 +299,7 @@ def download_all(page, tmp_path, moods):
     assert [row["answer_status"] for row in rows] == ["ok"] * ROWS + ["error", "skipped"]
     assert [row["label"] for row in rows[:ROWS]] == moods
     for row in rows[:ROWS]:
-        assert row["answer"] in ("good", "bad")
+        assert row["answer"] in ("good", "bad"), row
         assert float(row["answer_p_good"]) + float(row["answer_p_bad"]) == pytest.approx(1)
     assert files["CSV for Excel"].read_bytes() == b"\xef\xbb\xbf" + files["CSV"].read_bytes()
     assert files["Excel"].read_bytes()[:2] == b"PK"

@@ -314,8 +314,15 @@ def test_a_finished_run_is_written_again_without_generating(core, table, tmp_pat
 
 @pytest.mark.parametrize(
     "option",
-    [["--param", "temperature=0"], ["--system", "x"], ["--answer-column", "b"], ["--no-reorder"],
-     ["--samples", "rows"], ["--tolerance", "1"], ["--examples-count", "2"]],
+    [
+        ["--param", "temperature=0"],
+        ["--system", "x"],
+        ["--answer-column", "b"],
+        ["--no-reorder"],
+        ["--samples", "rows"],
+        ["--tolerance", "1"],
+        ["--examples-count", "2"],
+    ],
 )
 def test_an_option_that_a_resume_can_not_take_is_refused_not_dropped(core, tmp_path, option):
     process = core("batch", "--resume", "20200101-000000-abcdef", "-o", tmp_path / "out.csv", *option)

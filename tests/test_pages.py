@@ -323,6 +323,14 @@ def test_compare_refuses_an_empty_prompt(app):
 # -- figures ------------------------------------------------------------------------
 
 
+def test_a_widget_that_misses_the_sessions_value_still_shows_it():
+    """max_tokens became 1, its minimum, when a rerun overtook the value on its way to the browser."""
+    page = AppTest.from_function(form_with_model_defaults).run()
+    assert page.number_input("form:max_tokens").proto.default == 256
+    assert page.slider("form:temperature").proto.default == [1.0]
+    assert page.checkbox("form:skip_special_tokens").proto.default is True
+
+
 @pytest.mark.parametrize(
     ("seconds", "shown"),
     [(None, "–"), (0.0853, "85 ms"), (0.9999, "1.0 s"), (9.4, "9.4 s"), (42.4, "42 s"), (185, "3 min 5 s"),

@@ -36,6 +36,7 @@ def answer_form(
         asked["answer_column"] = st.text_input(
             "Answer column",
             key=f"{key}:column",
+            value=st.session_state[f"{key}:column"],
             help="Name of the new column; the status, error and token columns start with it.",
             persist_state="session",
         ).strip()
@@ -47,6 +48,7 @@ def answer_form(
             chances = st.checkbox(
                 "A column with the probability of each choice",
                 key=f"{key}:chances",
+                value=st.session_state[f"{key}:chances"],
                 help="How likely the model finds each choice, out of all of them.",
                 persist_state="session",
             )
@@ -57,6 +59,7 @@ def answer_form(
         logprobs = st.checkbox(
             "Columns with the log-probability of the answer, whole and mean per token",
             key=f"{key}:logprobs",
+            value=st.session_state[f"{key}:logprobs"],
             persist_state="session",
         )
         if logprobs:
@@ -99,6 +102,7 @@ def _several(key: str) -> tuple[int, Any]:
         1,
         64,
         key=f"{key}:n",
+        value=st.session_state[f"{key}:n"],
         help="`n`: more than one needs a temperature above 0.",
         persist_state="session",
     )
@@ -130,6 +134,7 @@ def _evaluation(key: str, names: list[str]) -> EvaluationSpec | None:
         min_value=0.0,
         format="%g",
         key=f"{key}:tolerance",
+        value=st.session_state[f"{key}:tolerance"],
         disabled=reference is None,
         persist_state="session",
     )
@@ -168,8 +173,8 @@ def _overflow(key: str) -> OverflowSpec:
     tokens = right.number_input(
         "Most tokens in a prompt",
         min_value=1,
-        value=None,
         key=f"{key}:prompt-tokens",
+        value=st.session_state[f"{key}:prompt-tokens"],
         placeholder="as many as fit",
         persist_state="session",
     )
@@ -180,12 +185,14 @@ def _plan(key: str) -> PlanSpec:
     reorder = st.checkbox(
         "Run rows in the order that shares prefixes",
         key=f"{key}:reorder",
+        value=st.session_state[f"{key}:reorder"],
         help="Equal beginnings of prompts are computed once. The output keeps the file's order.",
         persist_state="session",
     )
     dedupe = st.checkbox(
         "Ask equal requests once",
         key=f"{key}:dedupe",
+        value=st.session_state[f"{key}:dedupe"],
         help="Only where the answer can't differ: temperature 0, or a seed.",
         persist_state="session",
     )

@@ -59,6 +59,7 @@ def prompt_form(run: Run, info: tables.TableInfo, initial: Instructions) -> dict
     asked["system"] = st.text_area(
         "System prompt",
         key=f"{key}:system",
+        value=st.session_state[f"{key}:system"],
         height=68,
         placeholder="None",
         help="May use columns too.",
@@ -107,6 +108,7 @@ def _template(key: str, names: list[str]) -> dict[str, Any]:
     template = st.text_area(
         "Template",
         key=f"{key}:template",
+        value=st.session_state[f"{key}:template"],
         height=170,
         help="The prompt of each row. {{ column }} stands for the row's own value; "
         "{% if column %} ... {% endif %} works too (Jinja).",
@@ -127,6 +129,7 @@ def _fields(key: str, names: list[str]) -> dict[str, Any]:
     instruction = st.text_area(
         "Instruction",
         key=f"{key}:instruction",
+        value=st.session_state[f"{key}:instruction"],
         height=110,
         placeholder="Is this film for children? Answer yes or no.",
         persist_state="session",
@@ -201,6 +204,7 @@ def _turns(key: str) -> tuple[str, ...]:
         text = st.text_area(
             f"Turn {number + 2}",
             key=f"{key}:turn-{number}",
+            value=st.session_state[f"{key}:turn-{number}"],
             height=68,
             placeholder="Now put it into one word.",
             persist_state="session",

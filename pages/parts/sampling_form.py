@@ -96,13 +96,15 @@ def _widget(key: str, parameter: Parameter) -> Any:
     about = f"`{parameter.name}`: {plain_text(parameter.help)}"
     if parameter.kind in ("float", "int"):
         about += f" Allowed: {parameter.range_text}."
+    # the value is given twice: a rerun can overtake the one in the session before the browser has it
+    now = st.session_state[key]
     match parameter.kind:
         case "float":
-            now = st.session_state[key]
             return st.slider(
                 label,
                 min_value=min(float(parameter.low), now),
                 max_value=max(float(parameter.high), now),
+                value=now,
                 step=parameter.step,
                 format="%.2f",
                 key=key,
@@ -113,20 +115,20 @@ def _widget(key: str, parameter: Parameter) -> Any:
             return st.number_input(
                 label,
                 min_value=None if free else int(parameter.minimum),
-                value=None if free else "min",
+                value=now,
                 step=1,
                 key=key,
                 help=about,
                 placeholder="new each time" if free else None,
             )
         case "bool":
-            return st.checkbox(label, key=key, help=about)
+            return st.checkbox(label, value=now, key=key, help=about)
         case "text_list":
             about += " One text a line; write \\\\n for a line break, \\\\t for a tab."
-            return st.text_area(label, key=key, help=about, height=68, placeholder="one a line")
+            return st.text_area(label, value=now, key=key, help=about, height=68, placeholder="one a line")
         case _:
             placeholder = '{"1234": -100}' if parameter.kind == "map" else "2, 7"
-            return st.text_input(label, key=key, help=about, placeholder=placeholder)
+            return st.text_input(label, value=now, key=key, help=about, placeholder=placeholder)
 
 
 def _seed(key: str, defaults: Mapping[str, Any], initial: Mapping[str, Any]) -> None:
