@@ -67,6 +67,9 @@ conversations = sa.Table(
     sa.Column("title", sa.Text, nullable=False, default=""),
     sa.Column("system", sa.Text, nullable=False, default=""),
     sa.Column("params", _Json, nullable=False, default=dict),
+    sa.Column("options", _Json, nullable=False, server_default="{}"),
+    # the newest message of the branch that is shown; NULL: the one with the highest position
+    sa.Column("head_id", sa.Text),
 )
 messages = sa.Table(
     "messages",
@@ -78,7 +81,24 @@ messages = sa.Table(
     sa.Column("content", sa.Text, nullable=False, default=""),
     sa.Column("state", sa.Text, nullable=False, default="complete"),
     sa.Column("details", _Json, nullable=False, default=dict),
+    # the message it follows; NULL: the first of its branch. `position` counts in the order of making
+    sa.Column("parent_id", sa.Text),
     sa.UniqueConstraint("conversation_id", "position"),
+)
+presets = sa.Table(
+    "presets",
+    _metadata,
+    sa.Column("name", sa.Text, primary_key=True),
+    sa.Column("updated_at", _Utc, nullable=False),
+    sa.Column("params", _Json, nullable=False),
+    sa.Column("about", sa.Text, nullable=False, server_default=""),
+)
+wrappers = sa.Table(
+    "wrappers",
+    _metadata,
+    sa.Column("name", sa.Text, primary_key=True),
+    sa.Column("updated_at", _Utc, nullable=False),
+    sa.Column("body", _Json, nullable=False),
 )
 comparisons = sa.Table(
     "comparisons",
@@ -86,6 +106,34 @@ comparisons = sa.Table(
     sa.Column("comparison_id", sa.Text, primary_key=True),
     sa.Column("created_at", _Utc, nullable=False, index=True),
     sa.Column("body", _Json, nullable=False),
+    sa.Column("name", sa.Text, nullable=False, server_default=""),
+)
+# one answer of a comparison: prompt, parameter set and sample are places in its specification
+compare_cells = sa.Table(
+    "compare_cells",
+    _metadata,
+    sa.Column("comparison_id", sa.Text, primary_key=True),
+    sa.Column("prompt", sa.Integer, primary_key=True),
+    sa.Column("parameter_set", sa.Integer, primary_key=True),
+    sa.Column("sample", sa.Integer, primary_key=True),
+    sa.Column("state", sa.Text, nullable=False),
+    sa.Column("text", sa.Text, nullable=False),
+    sa.Column("details", _Json, nullable=False),
+)
+# which of two answers to the same prompt somebody found better; `winner` is "a", "b" or "tie"
+compare_votes = sa.Table(
+    "compare_votes",
+    _metadata,
+    sa.Column("vote_id", sa.Text, primary_key=True),
+    sa.Column("comparison_id", sa.Text, nullable=False, index=True),
+    sa.Column("created_at", _Utc, nullable=False),
+    sa.Column("voter", sa.Text, nullable=False),
+    sa.Column("prompt", sa.Integer, nullable=False),
+    sa.Column("sample", sa.Integer, nullable=False),
+    sa.Column("set_a", sa.Integer, nullable=False),
+    sa.Column("set_b", sa.Integer, nullable=False),
+    sa.Column("winner", sa.Text, nullable=False),
+    sa.Column("details", _Json, nullable=False),
 )
 
 

@@ -28,18 +28,23 @@ class Priority(enum.IntEnum):
     """Order in which waiting requests enter the engine's batch; vLLM takes the lowest first."""
 
     CHAT = -10
+    COMPARE = -5
     API = 0
     BATCH = 10
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Request:
-    """One generation. `params` holds names of `core.sampling`, validated there."""
+    """One generation. `params` holds names of `core.sampling`, validated there.
+
+    With `top_logprobs`, the answer comes with its tokens, each with that many alternatives.
+    """
 
     id: str
     prompt: Prompt
     params: Mapping[str, Any] = field(default_factory=dict)
     priority: Priority = Priority.CHAT
+    top_logprobs: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,12 +79,40 @@ class Timing:
 
 
 @dataclass(frozen=True, slots=True)
+class TokenPiece:
+    """A token of the vocabulary. `text`: what it adds to a text; `special`: a control token."""
+
+    token_id: int
+    text: str
+    special: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class TokenLogprob:
+    """A token that was written, or could have been (`alternatives`, the likeliest first).
+
+    `logprob` is the natural logarithm of the probability that the model itself gave it, before any
+    sampling parameter; `rank` is its place in that distribution, from 1.
+    """
+
+    token_id: int
+    text: str
+    logprob: float
+    rank: int
+    alternatives: tuple[TokenLogprob, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
 class Delta:
-    """What one engine step added to an answer. `text` may be empty while a character is incomplete."""
+    """What one engine step added to an answer. `text` may be empty while a character is incomplete.
+
+    `logprobs` has one entry a token where the request asked for `top_logprobs`.
+    """
 
     text: str
     tokens: int
     at_s: float
+    logprobs: tuple[TokenLogprob, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -97,7 +130,8 @@ class Completion:
     """A finished answer. `cached_tokens`: prompt tokens served from the prefix cache, None if unknown.
 
     With n > 1, `samples` holds all n answers; `text`, `finish_reason` and `cumulative_logprob` are
-    the first one's, and `output_tokens` counts them all.
+    the first one's, and `output_tokens` counts them all. `logprobs` is the whole answer's, where
+    `top_logprobs` was asked for.
     """
 
     text: str
@@ -108,8 +142,10 @@ class Completion:
     cached_tokens: int | None = None
     cumulative_logprob: float | None = None
     samples: tuple[Sample, ...] = ()
+    logprobs: tuple[TokenLogprob, ...] = ()
 
 
+Feature = Literal["beam_search", "top_logprobs", "distribution"]
 EngineName = Literal["vllm", "scripted"]
 
 
@@ -139,7 +175,8 @@ class EngineInfo:
     """What was loaded, with the values really in force.
 
     `model` is the name to show, `batch_slots` the requests a batch may keep in
-    flight, `kv_cache_tokens` the tokens that fit the KV cache (None if unknown).
+    flight, `kv_cache_tokens` the tokens that fit the KV cache (None if unknown). `cannot` says
+    of each feature that this engine lacks why.
     """
 
     model: str
@@ -156,6 +193,7 @@ class EngineInfo:
     engine_version: str
     settings: Mapping[str, Any]
     load_s: float
+    cannot: Mapping[Feature, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -2,10 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable, Sequence
-from typing import Protocol
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, Protocol
 
-from core.types import Completion, Delta, EngineInfo, EngineSpec, EngineStats, Message, Request
+from core.types import (
+    Completion,
+    Delta,
+    EngineInfo,
+    EngineSpec,
+    EngineStats,
+    Message,
+    Request,
+    TokenPiece,
+)
+
+if TYPE_CHECKING:
+    import numpy as np
 
 Report = Callable[[str], None]
 """Called during a load with a short phrase for the stage that begins."""
@@ -20,6 +32,8 @@ class Engine(Protocol):
 
     spec: EngineSpec
     info: EngineInfo
+    chat_template: str | None
+    """The model's own Jinja template, or None."""
 
     def stream(self, request: Request) -> AsyncIterator[Delta | Completion]:
         """Yield a Delta a step, then one Completion. Closing the iterator aborts the request.
@@ -43,6 +57,13 @@ class Engine(Protocol):
         """
         ...
 
+    async def next_logprobs(self, request: Request) -> np.ndarray:
+        """The model's own distribution over the token after the prompt, before any parameter.
+
+        Natural logarithms, float32, one for each token id (vocabulary,). Raises as `stream`.
+        """
+        ...
+
     def encode(self, texts: Sequence[str], *, add_special_tokens: bool = False) -> list[list[int]]:
         """Token ids of each text."""
         ...
@@ -51,10 +72,17 @@ class Engine(Protocol):
         """Text of token ids, special tokens left out."""
         ...
 
-    def render_chat(self, chats: Sequence[Sequence[Message]]) -> list[str]:
+    def pieces(self, token_ids: Sequence[int]) -> list[TokenPiece]:
+        """Each token by itself: together their texts are the text, special tokens included."""
+        ...
+
+    def render_chat(
+        self, chats: Sequence[Sequence[Message]], options: Mapping[str, Any] | None = None
+    ) -> list[str]:
         """Prompt text of each chat by the model's own template, ready for the assistant's turn.
 
-        Raises TemplateError when the model has no chat template or it refuses the messages.
+        `options` are further variables of the template, such as {"enable_thinking": false}. Raises
+        TemplateError when the model has no chat template or it refuses the messages.
         """
         ...
 
