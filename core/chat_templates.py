@@ -3,28 +3,45 @@
 from __future__ import annotations
 
 import bisect
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
+from core import prompt_styles
 from core.engines.base import Engine
 from core.errors import RequestRejected
+from core.prompt_styles import Wrapper
 from core.prompts import plain_text
 from core.types import Message
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FittedPrompt:
-    """`token_ids` as the engine gets them; `dropped_turns` messages at the start did not fit."""
+    """`token_ids` as the engine gets them, `text` what they say; `dropped` did not fit, oldest first."""
 
     token_ids: tuple[int, ...]
-    dropped_turns: int
+    text: str
+    dropped: tuple[Message, ...] = ()
 
     @property
     def tokens(self) -> int:
         return len(self.token_ids)
 
+    @property
+    def dropped_turns(self) -> int:
+        return len(self.dropped)
 
-def fit(messages: Sequence[Message], engine: Engine, max_tokens: int) -> FittedPrompt:
+
+def fit(
+    messages: Sequence[Message],
+    engine: Engine,
+    max_tokens: int,
+    *,
+    style: str = prompt_styles.CHAT,
+    wrapper: Wrapper | None = None,
+    options: Mapping[str, Any] | None = None,
+    continued: str = "",
+) -> FittedPrompt:
     """The system prompt and as many of the newest turns as leave room for the answer.
 
     Turns are dropped from the oldest on, up to the next user message, because
@@ -33,8 +50,11 @@ def fit(messages: Sequence[Message], engine: Engine, max_tokens: int) -> FittedP
     whole memory of the conversation. The newest message stays in any case;
     its answer may then be cut by the context.
 
+    `style` and `wrapper` are those of `core.prompt_styles`, `options` further variables of
+    the model's chat template. `continued` is the beginning of the answer: the model goes on from there.
+
     Raises RequestRejected when the newest message alone does not fit, TemplateError
-    when the model's template refuses the messages.
+    when the model's template refuses the messages or there is no such style.
     """
     system = [message for message in messages if message.role == "system"]
     turns = [message for message in messages if message.role != "system"]
@@ -43,27 +63,43 @@ def fit(messages: Sequence[Message], engine: Engine, max_tokens: int) -> FittedP
         raise RequestRejected("There is no message to answer.", hint="Write one.")
     context = engine.info.max_model_len
     budget = context - min(max_tokens, context // 2)
-    encoded: dict[int, tuple[int, ...]] = {}
+    made: dict[int, FittedPrompt] = {}
 
-    def fits(start: int) -> bool:
-        encoded[start] = _encode([*system, *turns[start:]], engine)
-        return len(encoded[start]) <= budget
+    def prompt_from(start: int) -> FittedPrompt:
+        if start not in made:
+            text, add_special_tokens = _render([*system, *turns[start:]], engine, style, wrapper, options)
+            text += continued
+            (token_ids,) = engine.encode([text], add_special_tokens=add_special_tokens)
+            made[start] = FittedPrompt(token_ids=tuple(token_ids), text=text, dropped=tuple(turns[:start]))
+        return made[start]
 
     # the fewer turns, the shorter the prompt: bisect instead of encoding a long chat once per turn
-    found = bisect.bisect_left(starts, True, key=fits)
-    start = starts[min(found, len(starts) - 1)]
-    token_ids = encoded.get(start) or _encode([*system, *turns[start:]], engine)
-    if len(token_ids) >= context:
+    found = bisect.bisect_left(starts, True, key=lambda start: prompt_from(start).tokens <= budget)
+    prompt = prompt_from(starts[min(found, len(starts) - 1)])
+    if prompt.tokens >= context:
+        what = "the answer so far and the system prompt" if continued else "the system prompt"
         raise RequestRejected(
-            f"The message is too long: with the system prompt it has {len(token_ids)} tokens, "
+            f"The message is too long: with {what} it has {prompt.tokens} tokens, "
             f"the context holds {context}, the answer included.",
             hint="Shorten it, or load the model with a larger context.",
         )
-    return FittedPrompt(token_ids=token_ids, dropped_turns=start)
+    return prompt
 
 
-def _encode(messages: Sequence[Message], engine: Engine) -> tuple[int, ...]:
-    if engine.info.has_chat_template:
+def _render(
+    messages: Sequence[Message],
+    engine: Engine,
+    style: str,
+    wrapper: Wrapper | None,
+    options: Mapping[str, Any] | None,
+) -> tuple[str, bool]:
+    """The prompt's text, and whether the tokenizer shall add its own special tokens."""
+    if style == prompt_styles.CHAT:
+        if not engine.info.has_chat_template:
+            return plain_text(messages), True
         # the template writes the special tokens itself
-        return tuple(engine.encode(engine.render_chat([messages]))[0])
-    return tuple(engine.encode([plain_text(messages)], add_special_tokens=True)[0])
+        (text,) = engine.render_chat([messages], options) if options else engine.render_chat([messages])
+        return text, False
+    found = prompt_styles.wrapper_of(style, wrapper)
+    text = found.render(messages) if found else "".join(message.content for message in messages)
+    return text, True

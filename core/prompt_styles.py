@@ -1,0 +1,100 @@
+"""How a conversation becomes the text that the model reads.
+
+A style is "chat" (the model's own chat template), "completion" (the contents one
+after the other, nothing added) or the name of a `Wrapper`: texts put around each
+turn, for base models that were trained on such a form.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from core.errors import TemplateError
+from core.types import Message
+
+CHAT = "chat"
+COMPLETION = "completion"
+_PLACE = "{content}"
+
+
+@dataclass(frozen=True, slots=True)
+class Wrapper:
+    """What is written around each turn: one text a role, with `{content}` where the turn's text goes.
+
+    The answer is written behind what stands before `{content}` in `assistant`. `stop` are texts that
+    end the answer. `default_system` stands in where a conversation has no system prompt; where that
+    is empty too, the text for the system is left out.
+
+    Raises TemplateError when a text lacks its `{content}` or the name can't be used.
+    """
+
+    name: str
+    system: str
+    user: str
+    assistant: str
+    stop: tuple[str, ...] = ()
+    default_system: str = ""
+
+    def __post_init__(self) -> None:
+        if not self.name.strip() or self.name != self.name.strip() or "\n" in self.name:
+            raise TemplateError(
+                f"A prompt style can't be named {self.name!r}.", hint="Give it a name on one line."
+            )
+        if self.name.casefold() in (CHAT, COMPLETION):
+            raise TemplateError(f"The name {self.name!r} is taken.", hint="Choose another name.")
+        for role in ("system", "user", "assistant"):
+            if getattr(self, role).count(_PLACE) != 1:
+                raise TemplateError(
+                    f"The {role} text of the prompt style {self.name!r} must have {_PLACE} once.",
+                    hint=f"Write {_PLACE} where the message goes.",
+                )
+
+    def render(self, messages: Sequence[Message]) -> str:
+        """The turns in this form, and the beginning of the assistant's next one."""
+        if self.default_system and not any(message.role == "system" for message in messages):
+            messages = [Message("system", self.default_system), *messages]
+        # not str.format: a message or a text of one's own may have braces
+        turns = [getattr(self, message.role).replace(_PLACE, message.content) for message in messages]
+        return "".join(turns) + self.assistant.partition(_PLACE)[0]
+
+
+ALPACA = Wrapper(
+    name="Alpaca",
+    system="{content}\n\n",
+    user="### Instruction:\n{content}\n\n",
+    assistant="### Response:\n{content}\n\n",
+    stop=("### Instruction:",),
+    default_system="Below is an instruction that describes a task. "
+    "Write a response that appropriately completes the request.",
+)
+CHATML = Wrapper(
+    name="ChatML",
+    system="<|im_start|>system\n{content}<|im_end|>\n",
+    user="<|im_start|>user\n{content}<|im_end|>\n",
+    assistant="<|im_start|>assistant\n{content}<|im_end|>\n",
+    stop=("<|im_end|>",),
+)
+SHIPPED: dict[str, Wrapper] = {wrapper.name: wrapper for wrapper in (ALPACA, CHATML)}
+
+
+def wrapper_of(style: str, wrapper: Wrapper | None = None) -> Wrapper | None:
+    """The wrapper that `style` names: `wrapper` or a shipped one; None for "chat" and "completion".
+
+    Raises TemplateError when there is none of that name.
+    """
+    if style in (CHAT, COMPLETION):
+        return None
+    if wrapper is not None and wrapper.name == style:
+        return wrapper
+    if style in SHIPPED:
+        return SHIPPED[style]
+    raise TemplateError(
+        f"There is no prompt style {style!r}.", hint="It was deleted, perhaps: choose another one."
+    )
+
+
+def stops(style: str, wrapper: Wrapper | None = None) -> tuple[str, ...]:
+    """The texts that end an answer in this style, beside the request's own. Raises as `wrapper_of`."""
+    found = wrapper_of(style, wrapper)
+    return found.stop if found else ()
