@@ -89,8 +89,9 @@ class TokenPiece:
 
 @dataclass(frozen=True, slots=True)
 class TokenLogprob:
-    """A token that was written, or could have been (`alternatives`, the likeliest first).
+    """A token that was written, with the likeliest ones in its place as `alternatives`, by rank.
 
+    The token itself is among them where it is that likely (as in OpenAI's `top_logprobs`).
     `logprob` is the natural logarithm of the probability that the model itself gave it, before any
     sampling parameter; `rank` is its place in that distribution, from 1.
     """

@@ -5,12 +5,14 @@ from __future__ import annotations
 import asyncio
 import math
 
+import jinja2
+import numpy as np
 import pytest
 
 from core import structured
 from core.engines.scripted import ScriptedEngine
-from core.errors import RequestRejected
-from core.types import Completion, Delta, EngineSpec, Message, Request
+from core.errors import RequestRejected, TemplateError
+from core.types import Completion, Delta, EngineSpec, Message, Request, TokenLogprob
 
 
 def complete(prompt: str, **params: object) -> Completion:
@@ -173,3 +175,81 @@ def test_a_prefix_seen_before_counts_as_cached() -> None:
     assert ask("another " + document) == 0
     assert ask("short") == 0
     assert (engine.stats().prefix_queries, engine.stats().prefix_hits) == (42 + 42 + 42 + 1, 32)
+
+
+def test_tokens_come_with_their_alternatives_by_rank() -> None:
+    engine = ScriptedEngine(EngineSpec(engine="scripted"))
+    request = Request(id="1", prompt="red green blue", top_logprobs=5)
+
+    async def collect() -> list[Delta | Completion]:
+        return [item async for item in engine.stream(request)]
+
+    *deltas, completion = asyncio.run(collect())
+    entries = [entry for delta in deltas for entry in delta.logprobs]
+    assert tuple(entries) == completion.logprobs
+    assert [entry.text for entry in entries] == [delta.text for delta in deltas]
+    assert completion.cumulative_logprob == pytest.approx(sum(entry.logprob for entry in entries))
+    for entry in entries:
+        assert [each.rank for each in entry.alternatives] == [1, 2, 3, 4, 5]
+        assert sum(math.exp(each.logprob) for each in entry.alternatives) <= 1
+        if entry.rank <= 5:
+            assert entry.alternatives[entry.rank - 1].token_id == entry.token_id
+    assert {entry.rank for entry in entries} != {1}
+    assert complete("red green blue").logprobs == ()
+
+
+def test_zero_alternatives_give_the_tokens_alone() -> None:
+    engine = ScriptedEngine(EngineSpec(engine="scripted"))
+    answer = asyncio.run(engine.complete(Request(id="1", prompt="red", top_logprobs=0)))
+    assert len(answer.logprobs) == answer.output_tokens
+    assert all(isinstance(entry, TokenLogprob) and not entry.alternatives for entry in answer.logprobs)
+
+
+def test_the_next_token_has_a_distribution_of_its_own() -> None:
+    engine = ScriptedEngine(EngineSpec(engine="scripted"))
+
+    def ask(prompt: str) -> np.ndarray:
+        return asyncio.run(engine.next_logprobs(Request(id="1", prompt=prompt)))
+
+    found = ask("red green")
+    assert (found.shape, found.dtype) == ((512,), np.float32)
+    assert np.exp(found.astype(np.float64)).sum() == pytest.approx(1, abs=1e-4)
+    assert np.array_equal(found, ask("red green"))
+    assert not np.array_equal(found, ask("red blue"))
+    assert len(engine.pieces(range(512))) == 512
+
+
+def test_pieces_are_the_text() -> None:
+    engine = ScriptedEngine(EngineSpec(engine="scripted"))
+    (text,) = engine.render_chat([[Message("user", "naïve café\n\n two  spaces ")]])
+    (ids,) = engine.encode([text])
+    pieces = engine.pieces(ids)
+    assert "".join(piece.text for piece in pieces) == text
+    assert [piece.token_id for piece in pieces] == ids
+    assert [piece.text.strip() for piece in pieces if piece.special] == ["<user>", "<assistant>"]
+
+
+def test_the_chat_template_is_the_one_that_renders() -> None:
+    engine = ScriptedEngine(EngineSpec(engine="scripted"))
+    chat = [Message("system", "Be {{ brief }}."), Message("user", "Hi")]
+    template = jinja2.Template(engine.chat_template, keep_trailing_newline=True)
+    (text,) = engine.render_chat([chat])
+    assert text == "<system>\nBe {{ brief }}.\n<user>\nHi\n<assistant>\n"
+    assert text == template.render(messages=[message.as_dict() for message in chat])
+    (other,) = engine.render_chat([chat], {"enable_thinking": False})
+    assert other == text + "<no-thinking>\n"
+    with pytest.raises(TemplateError, match="messages"):
+        engine.render_chat([chat], {"messages": []})
+
+
+def test_a_beam_search_answers_in_one_piece() -> None:
+    engine = ScriptedEngine(EngineSpec(engine="scripted"))
+
+    async def collect(**params: object) -> list[Delta | Completion]:
+        return [item async for item in engine.stream(Request(id="1", prompt="one two", params=params))]
+
+    delta, completion = asyncio.run(collect(beam_width=4))
+    assert (delta.text, delta.tokens) == (completion.text, completion.output_tokens)
+    assert completion.text == complete("one two", beam_width=4, seed=3).text
+    assert completion.text != complete("one two", beam_width=4, length_penalty=2.0).text
+    assert engine.stats().running == 0

@@ -3,30 +3,57 @@
 The answer to a prompt is a fixed function of its text and the parameters, a
 token is a word with the space before it. It obeys max_tokens, min_tokens, stop,
 ignore_eos, seed, n, logprobs and structured_outputs as far as a choice or a plain
-JSON schema goes; it refuses prompts over the context length as vLLM does, keeps
-the counters of a prefix cache, and takes as long as `tokens_per_s` says (0: no time).
+JSON schema goes; a beam search answers in one piece. It refuses prompts over the context
+length as vLLM does, keeps the counters of a prefix cache, and takes as long as
+`tokens_per_s` says (0: no time).
 """
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import functools
 import time
 from collections import OrderedDict
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
-from core.engines import scripted_answers
-from core.engines.scripted_answers import TOKEN
-from core.errors import RequestRejected
-from core.types import Completion, Delta, EngineInfo, EngineSpec, EngineStats, Message, Request, Timing
+from core.engines import scripted_answers, scripted_tokens
+from core.engines.scripted_tokens import TOKEN
+from core.errors import RequestRejected, TemplateError
+from core.types import (
+    Completion,
+    Delta,
+    EngineInfo,
+    EngineSpec,
+    EngineStats,
+    Message,
+    Request,
+    Timing,
+    TokenLogprob,
+    TokenPiece,
+)
+
+if TYPE_CHECKING:
+    import jinja2
+    import numpy as np
 
 _CONTEXT_TOKENS = 8192
 _SLOTS = 256
 _BLOCK_TOKENS = 16
 _CACHE_BLOCKS = 4096
+_CHAT_TEMPLATE = """\
+{% for message in messages %}<{{ message.role }}>
+{{ message.content }}
+{% endfor %}{% if add_generation_prompt is not defined or add_generation_prompt %}<assistant>
+{% if enable_thinking is defined and not enable_thinking %}<no-thinking>
+{% endif %}{% endif %}"""
 
 
 class ScriptedEngine:
     """`tokens_per_s` is the speed of each request by itself; 0 answers at once."""
+
+    chat_template: str | None = _CHAT_TEMPLATE
 
     def __init__(self, spec: EngineSpec, *, tokens_per_s: float = 0) -> None:
         self.spec = spec
@@ -55,22 +82,20 @@ class ScriptedEngine:
     async def stream(self, request: Request) -> AsyncIterator[Delta | Completion]:
         sent = time.monotonic()
         text, prompt_tokens = self._read(request)
-        room = self.info.max_model_len - prompt_tokens
-        samples = scripted_answers.samples(text, request.params, room)
+        params, wanted = request.params, request.top_logprobs
+        if wanted is not None:
+            params = {**params, "logprobs": wanted}
+        samples = scripted_answers.samples(text, params, self.info.max_model_len - prompt_tokens)
+        written = TOKEN.findall(samples[0].text)
+        logprobs = () if wanted is None else tuple(scripted_tokens.token_logprobs(written, wanted))
         cached_tokens = self._cache.add(text if isinstance(request.prompt, str) else request.prompt)
         self._prompt_tokens += prompt_tokens
         first = last = None
-        self._running += 1
-        try:
-            for token in TOKEN.findall(samples[0].text):
-                if self._seconds_per_token:
-                    await asyncio.sleep(self._seconds_per_token)
-                last = time.monotonic()
+        async with contextlib.aclosing(self._write(written, logprobs, "beam_width" in params)) as deltas:
+            async for delta in deltas:
+                last = delta.at_s
                 first = first or last
-                self._output_tokens += 1
-                yield Delta(token, 1, last)
-        finally:
-            self._running -= 1
+                yield delta
         self._output_tokens += sum(sample.output_tokens for sample in samples[1:])
         yield Completion(
             text=samples[0].text,
@@ -81,7 +106,25 @@ class ScriptedEngine:
             cached_tokens=cached_tokens,
             cumulative_logprob=samples[0].cumulative_logprob,
             samples=tuple(samples) if len(samples) > 1 else (),
+            logprobs=logprobs,
         )
+
+    async def _write(
+        self, tokens: Sequence[str], logprobs: tuple[TokenLogprob, ...], at_once: bool
+    ) -> AsyncIterator[Delta]:
+        """A Delta for each token, or one for all of them after the time that they take."""
+        self._running += 1
+        try:
+            for place, token in enumerate(tokens):
+                if self._seconds_per_token:
+                    await asyncio.sleep(self._seconds_per_token)
+                self._output_tokens += 1
+                if not at_once:
+                    yield Delta(token, 1, time.monotonic(), logprobs[place : place + 1])
+            if at_once and tokens:
+                yield Delta("".join(tokens), len(tokens), time.monotonic(), logprobs)
+        finally:
+            self._running -= 1
 
     async def complete(self, request: Request) -> Completion:
         stream = self.stream(request)
@@ -98,6 +141,11 @@ class ScriptedEngine:
         self._prompt_tokens += prompt_tokens
         return scripted_answers.scores(text, choices)
 
+    async def next_logprobs(self, request: Request) -> np.ndarray:
+        text, prompt_tokens = self._read(request)
+        self._prompt_tokens += prompt_tokens
+        return scripted_tokens.next_logprobs(text)
+
     def _read(self, request: Request) -> tuple[str, int]:
         """The prompt's text and its number of tokens. Raises RequestRejected when there are too many."""
         if isinstance(request.prompt, str):
@@ -113,13 +161,20 @@ class ScriptedEngine:
         return text, tokens
 
     def encode(self, texts: Sequence[str], *, add_special_tokens: bool = False) -> list[list[int]]:
-        return [[_to_id(token) for token in TOKEN.findall(text)] for text in texts]
+        return [[scripted_tokens.to_id(token) for token in TOKEN.findall(text)] for text in texts]
 
     def decode(self, token_ids: Sequence[int]) -> str:
-        return "".join(_to_token(token_id) for token_id in token_ids)
+        return "".join(map(scripted_tokens.to_text, token_ids))
 
-    def render_chat(self, chats: Sequence[Sequence[Message]]) -> list[str]:
-        return ["".join(f"<{m.role}>\n{m.content}\n" for m in chat) + "<assistant>\n" for chat in chats]
+    def pieces(self, token_ids: Sequence[int]) -> list[TokenPiece]:
+        return list(map(scripted_tokens.piece, token_ids))
+
+    def render_chat(
+        self, chats: Sequence[Sequence[Message]], options: Mapping[str, Any] | None = None
+    ) -> list[str]:
+        if "messages" in (options or {}):
+            raise TemplateError("The template's messages are the conversation's own.", hint="Leave them out.")
+        return [_template().render(options or {}, messages=chat) for chat in chats]
 
     def stats(self) -> EngineStats:
         return EngineStats(
@@ -162,11 +217,8 @@ class _PrefixCache:
         return cached
 
 
-def _to_id(token: str) -> int:
-    """The token's bytes read as one number: no vocabulary to keep, and the same in every engine."""
-    return int.from_bytes(b"\x01" + token.encode("utf-8", "surrogatepass"))
+@functools.cache
+def _template() -> jinja2.Template:
+    from jinja2 import Template
 
-
-def _to_token(token_id: int) -> str:
-    data = token_id.to_bytes((token_id.bit_length() + 7) // 8)
-    return data[1:].decode("utf-8", "surrogatepass")
+    return Template(_CHAT_TEMPLATE, keep_trailing_newline=True)

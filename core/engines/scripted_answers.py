@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import math
 import re
@@ -10,10 +9,10 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from core import structured
+from core.engines.scripted_tokens import TOKEN, digest_of, share, token_logprobs
 from core.errors import RequestRejected
 from core.types import FinishReason, Sample
 
-TOKEN = re.compile(r"\s*\S+|\s+$")
 _ECHOED_TOKENS = 12
 _ITEMS = 2
 _OPTIONAL_LEVELS = 6
@@ -29,10 +28,12 @@ def samples(prompt: str, params: Mapping[str, Any], room: int) -> list[Sample]:
 
 def _sample(prompt: str, params: Mapping[str, Any], room: int, index: int) -> Sample:
     key = f"{prompt}\x00{params.get('seed')}" if params.get("temperature", 1.0) else prompt
-    digest = _digest(f"{key}\x00{index}" if index else key)
+    if "beam_width" in params:
+        key = f"{prompt}\x00{params['beam_width']} beams\x00{params.get('length_penalty', 1.0)}"
+    digest = digest_of(f"{key}\x00{index}" if index else key)
     structure = params.get("structured_outputs")
     if structure is None:
-        echo = re.sub(r"<(system|user|assistant)>", " ", prompt).split()[-_ECHOED_TOKENS:]
+        echo = re.sub(r"<(system|user|assistant|no-thinking)>", " ", prompt).split()[-_ECHOED_TOKENS:]
         tokens = [f"scripted-{digest[:8]}", *(f" {word}" for word in echo)]
     else:
         tokens = TOKEN.findall(_structured_text(structure, digest))
@@ -42,12 +43,15 @@ def _sample(prompt: str, params: Mapping[str, Any], room: int, index: int) -> Sa
         tokens.append(f" {digest[len(tokens) % 56 :][:8]}")
     cut = len(tokens) > most or params.get("ignore_eos")
     text, finish_reason = _cut_at_stop("".join(tokens[:most]), params, "length" if cut else "stop")
-    output_tokens = len(TOKEN.findall(text))
+    written = TOKEN.findall(text)
+    cumulative = None
+    if params.get("logprobs") is not None:
+        cumulative = math.fsum(entry.logprob for entry in token_logprobs(written, 0))
     return Sample(
         text=text,
         finish_reason=finish_reason,
-        output_tokens=output_tokens,
-        cumulative_logprob=None if params.get("logprobs") is None else _logprob(text, output_tokens),
+        output_tokens=len(written),
+        cumulative_logprob=cumulative,
     )
 
 
@@ -61,14 +65,9 @@ def _cut_at_stop(
     return text[: at + len(stop)] if params.get("include_stop_str_in_output") else text[:at], "stop"
 
 
-def _logprob(text: str, tokens: int) -> float:
-    """Below 0, the same for the same text, and lower for longer ones."""
-    return -tokens * (0.5 + _share(_digest(text)))
-
-
 def scores(prompt: str, choices: Sequence[str]) -> list[float]:
     """Log-probabilities of the choices, which together leave a tenth to all other answers."""
-    weights = [0.05 + _share(_digest(f"{prompt}\x00{choice}")) for choice in choices]
+    weights = [0.05 + share(digest_of(f"{prompt}\x00{choice}")) for choice in choices]
     return [math.log(0.9 * weight / sum(weights)) for weight in weights]
 
 
@@ -100,7 +99,7 @@ def _json_value(whole: Mapping[str, Any], schema: Any, digest: str, level: int) 
     for keyword in ("enum", "anyOf", "oneOf"):
         if schema.get(keyword):
             chosen = schema[keyword][number % len(schema[keyword])]
-            return chosen if keyword == "enum" else _json_value(whole, chosen, _digest(digest), level + 1)
+            return chosen if keyword == "enum" else _json_value(whole, chosen, digest_of(digest), level + 1)
     if "const" in schema:
         return schema["const"]
     kind = schema.get("type", "object" if "properties" in schema else "string")
@@ -108,7 +107,7 @@ def _json_value(whole: Mapping[str, Any], schema: Any, digest: str, level: int) 
         case "object":
             required = schema.get("required", ())
             return {
-                name: _json_value(whole, part, _digest(digest + name), level + 1)
+                name: _json_value(whole, part, digest_of(digest + name), level + 1)
                 for name, part in schema.get("properties", {}).items()
                 if name in required or level < _OPTIONAL_LEVELS
             }
@@ -117,26 +116,17 @@ def _json_value(whole: Mapping[str, Any], schema: Any, digest: str, level: int) 
             count = max(least, min(_ITEMS, most) if level < _OPTIONAL_LEVELS else 0)
             item = schema.get("items", {})
             return [
-                _json_value(whole, item, _digest(f"{digest}{place}"), level + 1) for place in range(count)
+                _json_value(whole, item, digest_of(f"{digest}{place}"), level + 1) for place in range(count)
             ]
         case "integer":
             low = math.ceil(schema.get("minimum", 0))
             return low + number % (math.floor(schema.get("maximum", low + 99)) - low + 1 or 1)
         case "number":
             low = schema.get("minimum", 0)
-            return low + round(_share(digest) * (schema.get("maximum", low + 100) - low), 2)
+            return low + round(share(digest) * (schema.get("maximum", low + 100) - low), 2)
         case "boolean":
             return bool(number % 2)
         case "null":
             return None
     text = f"scripted {digest[:8]}".ljust(schema.get("minLength", 0), "x")
     return text[: schema.get("maxLength", len(text))]
-
-
-def _digest(text: str) -> str:
-    return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()
-
-
-def _share(digest: str) -> float:
-    """From 0 up to 1."""
-    return int(digest[:8], 16) / 2**32
