@@ -8,10 +8,11 @@ Times are UTC.
 
 from __future__ import annotations
 
+import contextlib
 import datetime as dt
 import os
 import secrets
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -97,6 +98,7 @@ class Comparison:
     comparison_id: str
     created_at: dt.datetime
     body: Mapping[str, Any]
+    name: str = ""
 
 
 def new_id() -> str:
@@ -150,14 +152,14 @@ class Store:
 
     def add_run(self, record: RunRecord) -> None:
         values = {field.name: getattr(record, field.name) for field in fields(record)}
-        self._execute(sa.insert(_runs).values(values))
+        self.execute(sa.insert(_runs).values(values))
 
     def update_run(self, run_id: str, **values: Any) -> None:
         """Set columns of one run, by the names of RunRecord."""
-        self._execute(sa.update(_runs).where(_runs.c.run_id == run_id).values(values))
+        self.execute(sa.update(_runs).where(_runs.c.run_id == run_id).values(values))
 
     def run(self, run_id: str) -> RunRecord | None:
-        row = self._first(sa.select(_runs).where(_runs.c.run_id == run_id))
+        row = self.first(sa.select(_runs).where(_runs.c.run_id == run_id))
         return _run_record(row) if row else None
 
     def runs(self, limit: int = 50, *, drafts: bool = False) -> list[RunRecord]:
@@ -165,15 +167,15 @@ class Store:
         query = sa.select(_runs).order_by(_runs.c.created_at.desc(), _runs.c.run_id.desc()).limit(limit)
         if not drafts:
             query = query.where(_runs.c.state != "draft")
-        return [_run_record(row) for row in self._all(query)]
+        return [_run_record(row) for row in self.all(query)]
 
     def runs_in_state(self, state: RunState) -> list[RunRecord]:
         """Oldest first."""
         query = sa.select(_runs).where(_runs.c.state == state).order_by(_runs.c.created_at, _runs.c.run_id)
-        return [record for record in map(_run_record, self._all(query)) if record.state == state]
+        return [record for record in map(_run_record, self.all(query)) if record.state == state]
 
     def delete_run(self, run_id: str) -> None:
-        self._execute(sa.delete(_runs).where(_runs.c.run_id == run_id))
+        self.execute(sa.delete(_runs).where(_runs.c.run_id == run_id))
 
     # -- conversations ------------------------------------------------------
 
@@ -183,25 +185,23 @@ class Store:
             conversation_id=new_id(), created_at=now, updated_at=now, system=system, params=dict(params or {})
         )
         values = {field.name: getattr(conversation, field.name) for field in fields(conversation)}
-        self._execute(sa.insert(_conversations).values(values))
+        self.execute(sa.insert(_conversations).values(values))
         return conversation
 
     def update_conversation(self, conversation_id: str, **values: Any) -> None:
         """Set title, system or params."""
         values["updated_at"] = dt.datetime.now(dt.UTC)
         table = _conversations
-        self._execute(sa.update(table).where(table.c.conversation_id == conversation_id).values(values))
+        self.execute(sa.update(table).where(table.c.conversation_id == conversation_id).values(values))
 
     def conversation(self, conversation_id: str) -> Conversation | None:
-        row = self._first(
-            sa.select(_conversations).where(_conversations.c.conversation_id == conversation_id)
-        )
+        row = self.first(sa.select(_conversations).where(_conversations.c.conversation_id == conversation_id))
         return Conversation(**row) if row else None
 
     def conversations(self, limit: int = 50) -> list[Conversation]:
         """Last used first."""
         query = sa.select(_conversations).order_by(_conversations.c.updated_at.desc()).limit(limit)
-        return [Conversation(**row) for row in self._all(query)]
+        return [Conversation(**row) for row in self.all(query)]
 
     def delete_conversation(self, conversation_id: str) -> None:
         with self._engine.begin() as connection:
@@ -213,7 +213,7 @@ class Store:
     def messages(self, conversation_id: str) -> list[StoredMessage]:
         """All turns, oldest first."""
         query = sa.select(_messages).where(_messages.c.conversation_id == conversation_id)
-        return [StoredMessage(**row) for row in self._all(query.order_by(_messages.c.position))]
+        return [StoredMessage(**row) for row in self.all(query.order_by(_messages.c.position))]
 
     def add_messages(
         self,
@@ -258,11 +258,11 @@ class Store:
 
     def update_message(self, message_id: str, **values: Any) -> None:
         """Set content, state or details."""
-        self._execute(sa.update(_messages).where(_messages.c.message_id == message_id).values(values))
+        self.execute(sa.update(_messages).where(_messages.c.message_id == message_id).values(values))
 
     def delete_messages_from(self, conversation_id: str, position: int) -> None:
         """Remove the turns at `position` and after it."""
-        self._execute(
+        self.execute(
             sa.delete(_messages).where(
                 _messages.c.conversation_id == conversation_id, _messages.c.position >= position
             )
@@ -270,7 +270,7 @@ class Store:
 
     def messages_in_state(self, state: MessageState) -> list[StoredMessage]:
         query = sa.select(_messages).where(_messages.c.state == state)
-        return [StoredMessage(**row) for row in self._all(query)]
+        return [StoredMessage(**row) for row in self.all(query)]
 
     # -- comparisons --------------------------------------------------------
 
@@ -279,36 +279,45 @@ class Store:
         query = sa.dialects.sqlite.insert(_comparisons).values(
             comparison_id=comparison_id, created_at=dt.datetime.now(dt.UTC), body=dict(body)
         )
-        self._execute(
+        self.execute(
             query.on_conflict_do_update(index_elements=["comparison_id"], set_={"body": query.excluded.body})
         )
 
     def comparison(self, comparison_id: str) -> Comparison | None:
-        row = self._first(sa.select(_comparisons).where(_comparisons.c.comparison_id == comparison_id))
+        row = self.first(sa.select(_comparisons).where(_comparisons.c.comparison_id == comparison_id))
         return Comparison(**row) if row else None
 
     def comparisons(self, limit: int = 20) -> list[Comparison]:
         """Newest first."""
         query = sa.select(_comparisons).order_by(_comparisons.c.created_at.desc()).limit(limit)
-        return [Comparison(**row) for row in self._all(query)]
+        return [Comparison(**row) for row in self.all(query)]
 
-    # -- plumbing -----------------------------------------------------------
+    # -- statements: for what keeps tables of its own in the catalogue ---------
 
-    def _execute(self, statement: sa.Executable) -> None:
+    @contextlib.contextmanager
+    def transaction(self) -> Iterator[sa.Connection]:
+        """Several statements that are done together or not at all. Raises WorkbenchError on a full disk."""
         try:
             with self._engine.begin() as connection:
-                connection.execute(statement)
+                # what is read here must still hold when it is written: nobody else writes in between
+                connection.exec_driver_sql("BEGIN IMMEDIATE")
+                yield connection
         except sa.exc.OperationalError as error:
             raise WorkbenchError(
                 f"The catalogue can't be written: {error.orig}.",
                 hint="Check that the workspace folder has room and is yours.",
             ) from error
 
-    def _first(self, query: sa.Select[Any]) -> dict[str, Any] | None:
+    def execute(self, statement: sa.Executable) -> None:
+        """One statement that writes. Raises WorkbenchError on a full disk."""
+        with self.transaction() as connection:
+            connection.execute(statement)
+
+    def first(self, query: sa.Select[Any]) -> dict[str, Any] | None:
         with self._engine.connect() as connection:
             row = connection.execute(query).mappings().first()
         return dict(row) if row else None
 
-    def _all(self, query: sa.Select[Any]) -> list[dict[str, Any]]:
+    def all(self, query: sa.Select[Any]) -> list[dict[str, Any]]:
         with self._engine.connect() as connection:
             return [dict(row) for row in connection.execute(query).mappings()]
