@@ -1,0 +1,1 @@
+"""Prompts under parameter sets, side by side: answers, scores, votes, report."""

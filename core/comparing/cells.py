@@ -1,0 +1,378 @@
+"""Comparisons as the catalogue keeps them: the specification, a row for each answer, the votes."""
+
+from __future__ import annotations
+
+import datetime as dt
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal, NamedTuple
+
+import sqlalchemy as sa
+import sqlalchemy.dialects.sqlite
+
+from core.answers import LiveAnswer
+from core.catalogue_schema import compare_cells as _cells
+from core.catalogue_schema import compare_votes as _votes
+from core.catalogue_schema import comparisons as _comparisons
+from core.comparing.spec import ComparisonSpec, read_spec
+from core.store import MessageState, Store, is_alive, new_id, this_process
+
+CellState = MessageState | Literal["waiting", "missing"]
+_SEARCHED_CHARACTERS = 8_000
+
+
+class Place(NamedTuple):
+    """Which cell: the prompt's, the set's and the seed's place in the specification, from 0."""
+
+    prompt: int
+    set: int
+    sample: int
+
+
+@dataclass(frozen=True, slots=True)
+class Cell:
+    """One answer. `live` while it is generated; `details` as `core.answers.Answer.details`.
+
+    "waiting" will be asked yet; "missing" was not asked and nobody is at it.
+    """
+
+    text: str
+    state: CellState
+    details: Mapping[str, Any] = field(default_factory=dict)
+    live: LiveAnswer | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Kept:
+    """A comparison as it lies in the catalogue. `is_owned`: a process that lives works on it."""
+
+    comparison_id: str
+    created_at: dt.datetime
+    name: str
+    spec: ComparisonSpec
+    is_owned: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Listed:
+    """A line in a list of comparisons. `words` says how many prompts, sets and samples."""
+
+    comparison_id: str
+    created_at: dt.datetime
+    name: str
+    words: str
+    answers: int
+    complete: int
+    is_live: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Measured:
+    """What a stretch of work took: tokens of its answers, seconds, answers in flight at once."""
+
+    model: str
+    answers: int
+    output_tokens: int
+    seconds: float
+    at_once: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Vote:
+    """Which of two answers to one prompt was found better: of set_a ("a"), of set_b ("b"), or neither."""
+
+    vote_id: str
+    created_at: dt.datetime
+    voter: str
+    prompt: int
+    sample: int
+    set_a: int
+    set_b: int
+    winner: Literal["a", "b", "tie"]
+    details: Mapping[str, Any]
+
+
+class CellStore:
+    """The comparisons of one catalogue. Each method is one transaction; safe from any thread."""
+
+    def __init__(self, store: Store) -> None:
+        self._store = store
+
+    # -- comparisons ----------------------------------------------------------
+
+    def add(self, spec: ComparisonSpec) -> str:
+        """Keep a new comparison, owned by this process. Returns its id."""
+        comparison_id = new_id()
+        self._store.execute(
+            sa.insert(_comparisons).values(
+                comparison_id=comparison_id,
+                created_at=dt.datetime.now(dt.UTC),
+                name=spec.title,
+                body={**_body(spec, spec.title), **this_process()},
+            )
+        )
+        return comparison_id
+
+    def find(self, comparison_id: str) -> Kept | None:
+        """None: there is none. One that an earlier version wrote is brought into today's form first."""
+        row = self._store.first(sa.select(_comparisons).where(_comparisons.c.comparison_id == comparison_id))
+        if row is None:
+            return None
+        body = row["body"]
+        if "spec" not in body:
+            self._upgrade(comparison_id, body)
+            return self.find(comparison_id)
+        return Kept(
+            comparison_id=comparison_id,
+            created_at=row["created_at"],
+            name=row["name"],
+            spec=read_spec(body["spec"]),
+            is_owned=_is_owned(body),
+        )
+
+    def list(self, limit: int, search: str) -> list[Listed]:
+        """The newest first, those whose name, prompts or sets have `search` in them."""
+        self._upgrade_all()
+        part = "".join(f"\\{sign}" if sign in "\\%_" else sign for sign in search.strip().casefold())
+        query = (
+            sa.select(
+                _comparisons.c.comparison_id,
+                _comparisons.c.created_at,
+                _comparisons.c.name,
+                sa.func.json_extract(_comparisons.c.body, "$.summary").label("summary"),
+                sa.func.json_extract(_comparisons.c.body, "$.owner_pid").label("owner_pid"),
+                sa.func.json_extract(_comparisons.c.body, "$.owner_started").label("owner_started"),
+            )
+            .where(
+                sa.func.json_extract(_comparisons.c.body, "$.summary.searched").like(f"%{part}%", escape="\\")
+            )
+            .order_by(_comparisons.c.created_at.desc(), _comparisons.c.comparison_id.desc())
+            .limit(limit)
+        )
+        rows = self._store.all(query)
+        complete = self._complete([row["comparison_id"] for row in rows])
+        listed = []
+        for row in rows:
+            summary = row["summary"]
+            summary = json.loads(summary) if isinstance(summary, str) else summary
+            listed.append(
+                Listed(
+                    comparison_id=row["comparison_id"],
+                    created_at=row["created_at"],
+                    name=row["name"],
+                    words=summary["words"],
+                    answers=summary["answers"],
+                    complete=complete.get(row["comparison_id"], 0),
+                    is_live=_is_owned(row),
+                )
+            )
+        return listed
+
+    def rename(self, comparison_id: str, name: str) -> None:
+        with self._store.transaction() as connection:
+            body = connection.scalar(
+                sa.select(_comparisons.c.body).where(_comparisons.c.comparison_id == comparison_id)
+            )
+            spec = read_spec({**body["spec"], "name": name})
+            connection.execute(
+                sa.update(_comparisons)
+                .where(_comparisons.c.comparison_id == comparison_id)
+                .values(name=name, body={**body, **_body(spec, name)})
+            )
+
+    def delete(self, comparison_id: str) -> None:
+        """Remove it with its answers and votes."""
+        with self._store.transaction() as connection:
+            for table in (_votes, _cells, _comparisons):
+                connection.execute(sa.delete(table).where(table.c.comparison_id == comparison_id))
+
+    def take(self, comparison_id: str) -> bool:
+        """Make this process its owner, unless another one that lives is: then False."""
+        with self._store.transaction() as connection:
+            body = connection.scalar(
+                sa.select(_comparisons.c.body).where(_comparisons.c.comparison_id == comparison_id)
+            )
+            if body is None or (_is_owned(body) and body["owner_pid"] != this_process()["owner_pid"]):
+                return False
+            _patch(connection, comparison_id, this_process())
+        return True
+
+    def release(self, comparison_id: str, measured: Measured | None) -> None:
+        """Nobody works on it any more; `measured` says how fast it went, where something was generated."""
+        patch: dict[str, Any] = {"owner_pid": None, "owner_started": None}
+        if measured is not None:
+            patch["measured"] = {name: getattr(measured, name) for name in Measured.__dataclass_fields__}
+        with self._store.transaction() as connection:
+            _patch(connection, comparison_id, patch)
+
+    def measured(self, limit: int = 20) -> list[Measured]:
+        """How fast the newest comparisons went, the newest first."""
+        found = sa.func.json_extract(_comparisons.c.body, "$.measured").label("measured")
+        query = sa.select(found).where(found.is_not(None)).order_by(_comparisons.c.created_at.desc())
+        return [Measured(**_parsed(row["measured"])) for row in self._store.all(query.limit(limit))]
+
+    # -- answers --------------------------------------------------------------
+
+    def save(self, comparison_id: str, cells: Mapping[Place, Cell]) -> None:
+        """Insert or replace all these answers, together; none if the comparison is deleted."""
+        rows = [
+            {
+                "comparison_id": comparison_id,
+                "prompt": place.prompt,
+                "parameter_set": place.set,
+                "sample": place.sample,
+                "state": cell.state,
+                "text": cell.text,
+                "details": dict(cell.details),
+            }
+            for place, cell in cells.items()
+        ]
+        with self._store.transaction() as connection:
+            known = sa.select(_comparisons.c.comparison_id).where(
+                _comparisons.c.comparison_id == comparison_id
+            )
+            if rows and connection.scalar(known) is not None:
+                _insert_cells(connection, rows)
+
+    def cells(self, comparison_id: str) -> dict[Place, Cell]:
+        """What there is, in no order. Unfinished answers are as they were last saved."""
+        query = sa.select(_cells).where(_cells.c.comparison_id == comparison_id)
+        return {
+            Place(row["prompt"], row["parameter_set"], row["sample"]): Cell(
+                row["text"], row["state"], row["details"]
+            )
+            for row in self._store.all(query)
+        }
+
+    def _complete(self, comparison_ids: Sequence[str]) -> dict[str, int]:
+        query = (
+            sa.select(_cells.c.comparison_id, sa.func.count().label("complete"))
+            .where(_cells.c.comparison_id.in_(comparison_ids), _cells.c.state == "complete")
+            .group_by(_cells.c.comparison_id)
+        )
+        return {row["comparison_id"]: row["complete"] for row in self._store.all(query)}
+
+    # -- votes ----------------------------------------------------------------
+
+    def add_votes(self, comparison_id: str, votes: Sequence[Mapping[str, Any]]) -> None:
+        """Keep votes, each in place of what the same voter said before of the same two answers."""
+        now = dt.datetime.now(dt.UTC)
+        with self._store.transaction() as connection:
+            for place, vote in enumerate(votes):
+                pair = (vote["set_a"], vote["set_b"])
+                connection.execute(
+                    sa.delete(_votes).where(
+                        _votes.c.comparison_id == comparison_id,
+                        _votes.c.voter == vote["voter"],
+                        _votes.c.prompt == vote["prompt"],
+                        _votes.c.sample == vote["sample"],
+                        _votes.c.set_a.in_(pair),
+                        _votes.c.set_b.in_(pair),
+                    )
+                )
+                connection.execute(
+                    sa.insert(_votes).values(
+                        vote_id=f"{new_id()}-{place}",
+                        comparison_id=comparison_id,
+                        created_at=now,
+                        **vote,
+                    )
+                )
+
+    def votes(self, comparison_id: str) -> list[Vote]:
+        """Oldest first."""
+        query = sa.select(_votes).where(_votes.c.comparison_id == comparison_id)
+        rows = self._store.all(query.order_by(_votes.c.created_at, _votes.c.vote_id))
+        return [
+            Vote(**{name: value for name, value in row.items() if name != "comparison_id"}) for row in rows
+        ]
+
+    # -- what earlier versions wrote -------------------------------------------
+
+    def _upgrade_all(self) -> None:
+        query = sa.select(_comparisons.c.comparison_id, _comparisons.c.body).where(
+            sa.func.json_extract(_comparisons.c.body, "$.summary").is_(None)
+        )
+        for row in self._store.all(query):
+            self._upgrade(row["comparison_id"], row["body"])
+
+    def _upgrade(self, comparison_id: str, body: Mapping[str, Any]) -> None:
+        """One prompt, its system prompt and its answers in one body: give them their rows."""
+        spec = _old_spec(body)
+        rows = [
+            {
+                "comparison_id": comparison_id,
+                "prompt": 0,
+                "parameter_set": place,
+                "sample": 0,
+                "state": "interrupted" if cell["state"] == "generating" else cell["state"],
+                "text": cell["text"],
+                "details": cell["details"],
+            }
+            for place, cell in enumerate(body["cells"])
+        ]
+        with self._store.transaction() as connection:
+            connection.execute(
+                sa.update(_comparisons)
+                .where(_comparisons.c.comparison_id == comparison_id)
+                .values(name=spec.title, body=_body(spec, spec.title))
+            )
+            _insert_cells(connection, rows)
+
+
+def _body(spec: ComparisonSpec, name: str) -> dict[str, Any]:
+    """What is kept of a specification. The summary is for lists, which must not read all prompts."""
+    searched = "\n".join([name, *(one.name for one in spec.sets), *(item.text for item in spec.prompts)])
+    return {
+        "summary": {
+            "words": spec.words,
+            "answers": spec.answers,
+            "searched": searched[:_SEARCHED_CHARACTERS].casefold(),
+        },
+        "spec": spec.model_dump(mode="json"),
+    }
+
+
+def _old_spec(body: Mapping[str, Any]) -> ComparisonSpec:
+    names: list[str] = []
+    for place, cell in enumerate(body["cells"], start=1):
+        name = cell["name"].strip() or f"Set {place}"
+        names.append(f"{name} ({place})" if name in names else name)
+    system = [{"role": "system", "content": body["system"]}] if body["system"].strip() else []
+    return read_spec(
+        {
+            "prompts": [{"messages": [*system, {"role": "user", "content": body["prompt"]}]}],
+            "sets": [
+                {"name": name, "params": cell["params"]}
+                for name, cell in zip(names, body["cells"], strict=True)
+            ],
+        }
+    )
+
+
+def _insert_cells(connection: sa.Connection, rows: Sequence[Mapping[str, Any]]) -> None:
+    query = sa.dialects.sqlite.insert(_cells)
+    connection.execute(
+        query.on_conflict_do_update(
+            index_elements=["comparison_id", "prompt", "parameter_set", "sample"],
+            set_={name: query.excluded[name] for name in ("state", "text", "details")},
+        ),
+        rows,
+    )
+
+
+def _patch(connection: sa.Connection, comparison_id: str, patch: Mapping[str, Any]) -> None:
+    """Change single fields of a body, which may be large, where it lies. None removes one."""
+    connection.execute(
+        sa.text("UPDATE comparisons SET body = json_patch(body, :patch) WHERE comparison_id = :id"),
+        {"patch": json.dumps(patch), "id": comparison_id},
+    )
+
+
+def _parsed(value: Any) -> Any:
+    return json.loads(value) if isinstance(value, str) else value
+
+
+def _is_owned(body: Mapping[str, Any]) -> bool:
+    return is_alive(body.get("owner_pid"), body.get("owner_started"))

@@ -1,0 +1,328 @@
+"""Comparisons at work: all cells at once through the one engine, kept as they grow."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import statistics
+import threading
+import time
+from collections import Counter, deque
+from collections.abc import Mapping
+from concurrent.futures import Future, wait
+from dataclasses import dataclass, field
+
+from core.answers import Answer
+from core.comparing.cells import Cell, CellStore, Kept, Listed, Measured, Place
+from core.comparing.spec import ComparisonSpec, messages_of, params_of
+from core.errors import WorkbenchError
+from core.runtime import Runtime
+from core.sampling import BY_NAME
+from core.store import MessageState, Store
+
+_log = logging.getLogger(__name__)
+_SAVE_EVERY_S = 0.4
+_CLOSE_PATIENCE_S = 10.0
+_UNENDED = ("waiting", "generating")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ComparisonView:
+    """A comparison as it is now. `counts` has the cells of each state; `is_live`: a process works on it."""
+
+    comparison_id: str
+    name: str
+    spec: ComparisonSpec
+    cells: Mapping[Place, Cell]
+    counts: Mapping[str, int]
+    is_live: bool
+
+    @property
+    def complete(self) -> int:
+        return self.counts.get("complete", 0)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Estimate:
+    """What a comparison will take. `is_bound`: answers may be shorter than counted.
+
+    `seconds` is None until this engine's speed has been measured.
+    """
+
+    generations: int
+    output_tokens: int
+    seconds: float | None
+    is_bound: bool
+
+
+@dataclass(slots=True)
+class _Running:
+    """One comparison at work, changed on the loop only.
+
+    `pending` is not asked yet, `answers` are generated or not saved to their end, `saved` is the
+    length of their texts when they were last saved, `cells` are as kept.
+    """
+
+    comparison_id: str
+    name: str
+    spec: ComparisonSpec
+    cells: dict[Place, Cell]
+    pending: deque[Place]
+    answers: dict[Place, Answer] = field(default_factory=dict)
+    saved: dict[Place, int] = field(default_factory=dict)
+    future: Future[None] | None = None
+    output_tokens: int = 0
+    generated: int = 0
+    at_once: int = 0
+    model: str = ""
+
+    def cell(self, place: Place) -> Cell:
+        answer = self.answers.get(place)
+        if answer is None:
+            return self.cells.get(place) or Cell("", "waiting")
+        live = answer.live() if answer.state == "generating" else None
+        return Cell(answer.text, answer.state, answer.details, live)
+
+
+class Comparisons:
+    """All comparisons of one workspace. Every method returns at once, from any thread."""
+
+    def __init__(self, runtime: Runtime, store: Store) -> None:
+        self._runtime = runtime
+        self._cells = CellStore(store)
+        self._store = store
+        self._lock = threading.Lock()
+        self._live: dict[str, _Running] = {}
+
+    def start(self, spec: ComparisonSpec) -> str:
+        """Generate every cell; returns the comparison's id."""
+        comparison_id = self._cells.add(spec)
+        self._begin(_Running(comparison_id, spec.title, spec, {}, deque(_places(spec))))
+        return comparison_id
+
+    def resume(self, comparison_id: str) -> None:
+        """Generate the cells again that are not complete: missing, failed, stopped or interrupted.
+
+        Raises WorkbenchError when there is no such comparison, or somebody works on it.
+        """
+        kept = self._found(comparison_id)
+        with self._lock:
+            busy = comparison_id in self._live
+        if busy or not self._cells.take(comparison_id):
+            raise WorkbenchError(f"{kept.name!r} is being answered.", hint="Wait for it, or stop it first.")
+        done = {
+            place: cell
+            for place, cell in self._cells.cells(comparison_id).items()
+            if cell.state == "complete"
+        }
+        pending = deque(place for place in _places(kept.spec) if place not in done)
+        self._begin(_Running(comparison_id, kept.name, kept.spec, done, pending))
+
+    def stop(self, comparison_id: str) -> None:
+        """Ask no further cells, and abort those being generated; their texts so far are kept."""
+        with self._lock:
+            running = self._live.get(comparison_id)
+        if running is not None:
+            self._runtime.spawn(self._stop(running, "stopped"))
+
+    def delete(self, comparison_id: str) -> None:
+        """Remove it with its answers and votes; what is being generated is stopped first."""
+        self.stop(comparison_id)
+        with self._lock:  # forgotten at once; what it still writes is dropped
+            self._live.pop(comparison_id, None)
+        self._cells.delete(comparison_id)
+
+    def rename(self, comparison_id: str, name: str) -> None:
+        """Raises WorkbenchError for a blank name, or when there is no such comparison."""
+        self._found(comparison_id)
+        if not name.strip():
+            raise WorkbenchError("The name is empty.", hint="Write one.")
+        self._cells.rename(comparison_id, name.strip())
+        with self._lock:
+            if comparison_id in self._live:
+                self._live[comparison_id].name = name.strip()
+
+    def list(self, limit: int = 50, search: str = "") -> list[Listed]:
+        """The newest first, those with `search` in their name, prompts or sets."""
+        return self._cells.list(limit, search)
+
+    def view(self, comparison_id: str) -> ComparisonView | None:
+        """The comparison as it is now, from memory while it runs here. None: there is none."""
+        with self._lock:
+            running = self._live.get(comparison_id)
+        if running is not None:
+            spec, name, is_live = running.spec, running.name, True
+            cells = {place: running.cell(place) for place in _places(spec)}
+        else:
+            kept = self._cells.find(comparison_id)
+            if kept is None:
+                return None
+            spec, name, is_live = kept.spec, kept.name, kept.is_owned
+            found = self._cells.cells(comparison_id)
+            cells = {place: _settled(found.get(place), is_live) for place in _places(spec)}
+        return ComparisonView(
+            comparison_id=comparison_id,
+            name=name,
+            spec=spec,
+            cells=cells,
+            counts=Counter(cell.state for cell in cells.values()),
+            is_live=is_live,
+        )
+
+    def estimate(self, spec: ComparisonSpec) -> Estimate:
+        """How many generations, tokens and seconds, from what this engine's answers took before.
+
+        Fewer answers than were in flight when the speed was measured go slower in proportion: the
+        engine is then not full.
+        """
+        info = self._runtime.status().info
+        known = [one for one in self._cells.measured() if info and one.model == info.model and one.answers]
+        means = [one.output_tokens / one.answers for one in known]
+        mean = statistics.fmean(means) if means else None
+        limits = [one.params.get("max_tokens", BY_NAME["max_tokens"].default) for one in spec.sets]
+        each = [limit if mean is None else min(limit, mean) for limit in limits]
+        tokens = round(sum(each) * len(spec.prompts) * len(spec.seeds))
+        seconds = None
+        if known and known[0].seconds > 0:
+            full = min(1.0, spec.answers / max(1, known[0].at_once))
+            seconds = tokens / (known[0].output_tokens / known[0].seconds * full)
+        return Estimate(
+            generations=spec.answers, output_tokens=tokens, seconds=seconds, is_bound=mean is None
+        )
+
+    def close(self) -> None:
+        """Stop every answer, keeping its text as "interrupted". Waits for the last saves."""
+        with self._lock:
+            entries = list(self._live.values())
+        for running in entries:
+            self._runtime.spawn(self._stop(running, "interrupted"))
+        wait([running.future for running in entries if running.future], timeout=_CLOSE_PATIENCE_S)
+
+    # -- the inside ------------------------------------------------------------
+
+    def _found(self, comparison_id: str) -> Kept:
+        kept = self._cells.find(comparison_id)
+        if kept is None:
+            raise WorkbenchError(f"There is no comparison {comparison_id}.", hint="It was deleted.")
+        return kept
+
+    def _begin(self, running: _Running) -> None:
+        with self._lock:
+            running.future = self._runtime.spawn(self._run(running))
+            self._live[running.comparison_id] = running
+
+    async def _stop(self, running: _Running, state: MessageState) -> None:
+        running.pending.clear()
+        for answer in running.answers.values():
+            if answer.state == "generating":
+                answer.stop(self._runtime, state)
+
+    def _at_once(self) -> int:
+        """Answers that one comparison may have in flight: its share of what a batch may fill."""
+        info = self._runtime.status().info
+        with self._lock:
+            sharing = max(1, len(self._live))
+        return max(1, (info.batch_slots if info else 1) // sharing)
+
+    async def _run(self, running: _Running) -> None:
+        started = saved = time.monotonic()
+        tasks: set[asyncio.Task[None]] = set()
+        try:
+            while running.pending or tasks:
+                while running.pending and len(tasks) < self._at_once():
+                    tasks.add(self._ask(running, running.pending.popleft()))
+                running.at_once = max(running.at_once, len(tasks))
+                # not for ever: texts grow, and so does the share when another comparison ends
+                ended, tasks = await asyncio.wait(
+                    tasks, timeout=_SAVE_EVERY_S, return_when=asyncio.FIRST_COMPLETED
+                )
+                for task in ended:
+                    task.result()
+                if time.monotonic() - saved >= _SAVE_EVERY_S:
+                    await self._save(running)
+                    saved = time.monotonic()
+        except Exception:
+            _log.exception("The comparison %s could not go on", running.comparison_id)
+        finally:
+            for task in tasks:
+                task.cancel()
+            if tasks:
+                await asyncio.wait(tasks)
+            await self._save(running)
+            await self._release(running, time.monotonic() - started)
+
+    def _ask(self, running: _Running, place: Place) -> asyncio.Task[None]:
+        one = running.spec.sets[place.set]
+        messages = messages_of(running.spec.prompts[place.prompt], one)
+        answer = Answer(messages, params_of(one, running.spec.seeds[place.sample]))
+        running.answers[place] = answer
+        return asyncio.create_task(self._answer(running, answer))
+
+    async def _answer(self, running: _Running, answer: Answer) -> None:
+        await answer.run(self._runtime, _saved_together)
+        details = answer.details
+        running.generated += 1
+        running.output_tokens += details["output_tokens"] or 0
+        running.model = details["model"] or running.model
+
+    async def _save(self, running: _Running) -> None:
+        """Write what has changed, in one transaction; ended answers then need no Answer any more."""
+        changed = {}
+        for place, answer in list(running.answers.items()):
+            cell = running.cell(place)
+            if answer.state != "generating" or running.saved.get(place) != len(cell.text):
+                changed[place] = cell
+        if not changed:
+            return
+        try:
+            await asyncio.to_thread(self._cells.save, running.comparison_id, changed)
+        except WorkbenchError:  # a full disk must not end answers that somebody reads right now
+            _log.exception("Answers of the comparison %s could not be saved", running.comparison_id)
+            return
+        for place, cell in changed.items():
+            running.saved[place] = len(cell.text)
+            if cell.state not in _UNENDED:
+                running.cells[place] = cell
+                del running.answers[place]
+
+    async def _release(self, running: _Running, seconds: float) -> None:
+        measured = None
+        if running.output_tokens and seconds > 0:
+            measured = Measured(
+                model=running.model,
+                answers=running.generated,
+                output_tokens=running.output_tokens,
+                seconds=seconds,
+                at_once=running.at_once,
+            )
+        try:
+            await asyncio.to_thread(self._cells.release, running.comparison_id, measured)
+        except WorkbenchError:
+            _log.exception("The end of the comparison %s could not be saved", running.comparison_id)
+        finally:
+            with self._lock:
+                if self._live.get(running.comparison_id) is running:
+                    del self._live[running.comparison_id]
+
+
+async def _saved_together() -> None:
+    """The answers of a comparison are saved together, not one by one."""
+
+
+def _places(spec: ComparisonSpec) -> list[Place]:
+    """All cells, in the order they are asked: a prompt's sets together, which share its prefix."""
+    return [
+        Place(prompt, one, sample)
+        for prompt in range(len(spec.prompts))
+        for sample in range(len(spec.seeds))
+        for one in range(len(spec.sets))
+    ]
+
+
+def _settled(cell: Cell | None, is_live: bool) -> Cell:
+    """A kept cell as it is: one whose process died was never finished."""
+    if cell is None:
+        return Cell("", "waiting" if is_live else "missing")
+    if cell.state == "generating" and not is_live:
+        return Cell(cell.text, "interrupted", cell.details)
+    return cell
