@@ -15,6 +15,7 @@ from typing import Any, Literal
 
 from core import structured
 from core.errors import ParameterError
+from core.sampling_rules import check_together
 
 Kind = Literal["float", "int", "bool", "text_list", "int_list", "map", "structured"]
 Group = Literal["basic", "penalties", "stopping", "output", "answers"]
@@ -256,6 +257,16 @@ PARAMETERS: tuple[Parameter, ...] = (
         help='Raise or lower single tokens, as JSON: {"1234": -100} forbids token 1234.',
     ),
     Parameter(
+        name="beam_width", kind="int", group="output", default=None, minimum=2, maximum=16,
+        help="Search for the likeliest whole answer along this many paths, instead of drawing tokens: "
+        "temperature, top_p, top_k, min_p and seed then do nothing. Empty is off.",
+    ),
+    Parameter(
+        name="length_penalty", kind="float", group="output", default=1.0, minimum=-5, maximum=5,
+        low=0, high=2, step=0.1,
+        help="With beam_width: higher values favour longer answers, lower ones shorter.",
+    ),
+    Parameter(
         name="n", kind="int", group="answers", default=1, minimum=1, maximum=128, batch_only=True,
         help="How many answers to each prompt; more than one needs a temperature above 0.",
     ),
@@ -288,25 +299,6 @@ def validate(params: Mapping[str, Any]) -> dict[str, Any]:
     result = {name: value for name, value in parsed.items() if value is not None and value != []}
     check_together(result)
     return result
-
-
-def check_together(params: Mapping[str, Any]) -> None:
-    """Raise ParameterError when values that are valid one by one contradict each other."""
-    if params.get("min_tokens", 0) > params.get("max_tokens", math.inf):
-        raise ParameterError(
-            f"min_tokens={params['min_tokens']} is more than max_tokens={params['max_tokens']}.",
-            hint="Lower min_tokens or raise max_tokens.",
-        )
-    if params.get("n", 1) > 1 and params.get("temperature", 1) == 0:
-        raise ParameterError(
-            f"n={params['n']} answers at temperature=0 would all be the same.",
-            hint="Raise temperature, or ask for one answer.",
-        )
-    if "structured_outputs" in params and params.get("ignore_eos"):
-        raise ParameterError(
-            "structured_outputs and ignore_eos exclude each other: a structured answer has an end.",
-            hint="Leave ignore_eos out.",
-        )
 
 
 def parse_assignments(assignments: Iterable[str]) -> dict[str, Any]:

@@ -86,11 +86,24 @@ def test_min_tokens_over_max_tokens_is_refused():
     [
         ({"n": 2, "temperature": 0}, "would all be the same"),
         ({"structured_outputs": {"choice": ["a"]}, "ignore_eos": True}, "exclude each other"),
+        ({"beam_width": 4, "n": 2}, "beam_width and n=2 exclude each other"),
+        ({"beam_width": 4, "structured_outputs": {"choice": ["a"]}}, "beam search knows no structured"),
+        ({"beam_width": 4, "stop": ["END"]}, "beam search knows no stop"),
+        ({"beam_width": 4, "repetition_penalty": 1.1}, "beam search knows no repetition_penalty"),
     ],
 )
 def test_values_that_contradict_each_other_are_refused(params, said):
     with pytest.raises(ParameterError, match=said):
         sampling.validate(params)
+
+
+def test_beam_search_takes_what_it_honours_and_what_is_off():
+    params = {
+        "beam_width": 4, "length_penalty": 0.8, "temperature": 0, "top_p": 0.9, "seed": 1, "ignore_eos": True,
+        "n": 1, "min_tokens": 0, "stop": [], "repetition_penalty": 1, "max_tokens": 20, "logprobs": 0,
+    }  # fmt: skip
+    assert sampling.validate(params)["beam_width"] == 4
+    assert sampling.validate({**sampling.defaults(), "beam_width": 2})["length_penalty"] == 1
 
 
 def test_a_schema_keeps_the_order_of_its_properties():
