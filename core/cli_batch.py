@@ -10,7 +10,7 @@ from typing import Annotated, Any
 
 import typer
 
-from core import few_shot, openai_batch, sampling, tables
+from core import cli_presets, few_shot, openai_batch, sampling, tables
 from core.cli_session import Session
 from core.errors import ParameterError, WorkbenchError
 from core.run_spec import EvaluationSpec, Instructions, OutputSpec, OverflowSpec, PlanSpec
@@ -73,6 +73,10 @@ def batch(
         typer.Option(
             metavar="NAME=VALUE", help="A sampling parameter; repeatable. `python -m core params` lists them."
         ),
+    ] = None,
+    preset: Annotated[
+        str | None,
+        typer.Option(metavar="NAME", help="Saved parameters; --param and the like go before them."),
     ] = None,
     param_column: Annotated[
         list[str] | None,
@@ -158,7 +162,7 @@ def batch(
             system=system,
             turns=tuple(turn or ()),
             turns_column=turns_column,
-            params=_params(param or [], seed, _structure(choice, schema, regex, grammar), logprobs),
+            params=_params(preset, param or [], seed, _structure(choice, schema, regex, grammar), logprobs),
             param_columns=_pairs(param_column or []),
             answer_column=answer_column,
             overflow=_overflow(truncate, truncate_prompt_tokens),
@@ -295,7 +299,11 @@ def _check_format(output: Path, format: str | None) -> None:
 
 
 def _params(
-    assignments: list[str], seed: int | None, structure: dict[str, Any] | None, logprobs: bool
+    preset: str | None,
+    assignments: list[str],
+    seed: int | None,
+    structure: dict[str, Any] | None,
+    logprobs: bool,
 ) -> dict[str, Any]:
     params = sampling.parse_assignments(assignments)
     if seed is not None:
@@ -304,6 +312,9 @@ def _params(
         params["seed"] = seed
     if structure is not None:
         params["structured_outputs"] = structure
+    if preset is not None:
+        with cli_presets.opened() as presets:
+            params = {**presets.find(preset).params, **params}
     if logprobs:
         params.setdefault("logprobs", 0)
     return sampling.validate(params)

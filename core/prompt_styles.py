@@ -7,10 +7,17 @@ turn, for base models that were trained on such a form.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+import datetime as dt
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
 
+import sqlalchemy as sa
+from sqlalchemy.dialects import sqlite
+
+from core.catalogue_schema import wrappers as _wrappers
 from core.errors import TemplateError
+from core.store import Store
 from core.types import Message
 
 CHAT = "chat"
@@ -98,3 +105,45 @@ def stops(style: str, wrapper: Wrapper | None = None) -> tuple[str, ...]:
     """The texts that end an answer in this style, beside the request's own. Raises as `wrapper_of`."""
     found = wrapper_of(style, wrapper)
     return found.stop if found else ()
+
+
+class Wrappers:
+    """The shipped wrappers and one's own, which the catalogue keeps. From any thread."""
+
+    def __init__(self, store: Store) -> None:
+        self._store = store
+
+    def list(self) -> list[Wrapper]:
+        """The shipped ones first, then one's own by name."""
+        query = sa.select(_wrappers).order_by(sa.func.lower(_wrappers.c.name), _wrappers.c.name)
+        return [*SHIPPED.values(), *(_wrapper(row["body"]) for row in self._store.all(query))]
+
+    def find(self, style: str) -> Wrapper | None:
+        """The wrapper of that name; None for "chat" and "completion". Raises as `wrapper_of`."""
+        row = self._store.first(sa.select(_wrappers).where(_wrappers.c.name == style))
+        return wrapper_of(style, _wrapper(row["body"]) if row else None)
+
+    def save(self, wrapper: Wrapper) -> None:
+        """Keep it, in place of the one of that name. Raises TemplateError for a shipped one's name."""
+        _refuse_shipped(wrapper.name)
+        values = {"updated_at": dt.datetime.now(dt.UTC), "body": asdict(wrapper)}
+        query = sqlite.insert(_wrappers).values(name=wrapper.name, **values)
+        self._store.execute(query.on_conflict_do_update(index_elements=["name"], set_=values))
+
+    def delete(self, name: str) -> None:
+        """Raises TemplateError for a shipped one, or when there is none of that name."""
+        _refuse_shipped(name)
+        self.find(name)
+        self._store.execute(sa.delete(_wrappers).where(_wrappers.c.name == name))
+
+
+def _refuse_shipped(name: str) -> None:
+    if name.casefold() in map(str.casefold, SHIPPED):
+        raise TemplateError(
+            f"The prompt style {name!r} comes with the workbench and stays as it is.",
+            hint="Save yours under another name.",
+        )
+
+
+def _wrapper(body: Mapping[str, Any]) -> Wrapper:
+    return Wrapper(**{**body, "stop": tuple(body["stop"])})

@@ -8,7 +8,7 @@ from core import prompt_styles
 from core.chat_templates import fit
 from core.engines.scripted import ScriptedEngine
 from core.errors import RequestRejected, TemplateError
-from core.prompt_styles import ALPACA, CHATML, Wrapper
+from core.prompt_styles import ALPACA, CHATML, Wrapper, Wrappers
 from core.types import EngineSpec, Message
 
 CHAT = [Message("system", "S"), Message("user", "Q"), Message("assistant", "A"), Message("user", "N")]
@@ -106,3 +106,28 @@ def test_a_model_without_a_template_reads_the_contents():
     made.info = replace(made.info, has_chat_template=False)
     assert fit(CHAT, made, 10).text == "S\n\nQ\n\nA\n\nN"
     assert fit(CHAT, made, 10, style="ChatML").text == CHATML.render(CHAT)
+
+
+# -- one's own wrappers ------------------------------------------------------------
+
+
+def test_own_wrappers_are_kept_beside_the_shipped_ones(store):
+    wrappers = Wrappers(store)
+    wrappers.save(wrapper(stop=("###",), default_system="D"))
+    assert Wrappers(store).list() == [ALPACA, CHATML, wrapper(stop=("###",), default_system="D")]
+    wrappers.save(wrapper(user="<{content}>"))
+    assert wrappers.find("own") == wrapper(user="<{content}>")
+    assert wrappers.find("chat") is None and wrappers.find("Alpaca") == ALPACA
+    wrappers.delete("own")
+    assert wrappers.list() == [ALPACA, CHATML]
+    with pytest.raises(TemplateError, match="no prompt style 'own'"):
+        wrappers.delete("own")
+
+
+@pytest.mark.parametrize("name", ["Alpaca", "CHATML"])
+def test_shipped_wrappers_stay_as_they_are(store, name):
+    wrappers = Wrappers(store)
+    with pytest.raises(TemplateError, match="comes with the workbench"):
+        wrappers.save(wrapper(name=name))
+    with pytest.raises(TemplateError, match="comes with the workbench"):
+        wrappers.delete(name)

@@ -18,6 +18,8 @@ import streamlit as st
 from core.chat import Chats
 from core.compare import Comparisons
 from core.errors import WorkbenchError
+from core.presets import Presets
+from core.prompt_styles import Wrappers
 from core.runtime import Runtime
 from core.store import Store
 
@@ -56,6 +58,16 @@ def comparisons() -> Comparisons:
 
 
 @st.cache_resource(show_spinner=False)
+def presets() -> Presets:
+    return Presets(store())
+
+
+@st.cache_resource(show_spinner=False)
+def wrappers() -> Wrappers:
+    return Wrappers(store())
+
+
+@st.cache_resource(show_spinner=False)
 def jobs() -> Jobs:
     from core.jobs import Jobs
 
@@ -70,7 +82,7 @@ def close() -> None:
     for name in _CLOSE_ORDER:
         if name in opened:
             opened.pop(name).close()
-    for cached in (runtime, store, chats, comparisons, jobs):
+    for cached in (runtime, store, chats, comparisons, presets, wrappers, jobs):
         cached.clear()
 
 
