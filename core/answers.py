@@ -10,15 +10,19 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from core import prompt_styles
 from core.chat_templates import fit
+from core.engines.base import Engine
 from core.errors import WorkbenchError
+from core.prompt_styles import Wrapper
 from core.runtime import Runtime
 from core.sampling import BY_NAME
 from core.store import MessageState, new_id
-from core.types import Completion, Message, Request, Timing
+from core.types import Completion, Delta, Message, Priority, Request, Timing, TokenLogprob
 
 _log = logging.getLogger(__name__)
 _SAVE_EVERY_S = 0.5
+_LOGPROB_DIGITS = 5
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -32,14 +36,45 @@ class LiveAnswer:
     output_tokens_per_s: float | None
 
 
-class Answer:
-    """Generates one answer with `run`, until it ends, fails or is stopped."""
+@dataclass(frozen=True, slots=True)
+class Earlier:
+    """What there is already of an answer that goes on: its text, and its details as kept."""
 
-    def __init__(self, messages: Sequence[Message], params: Mapping[str, Any]) -> None:
+    text: str
+    details: Mapping[str, Any]
+
+
+class Answer:
+    """Generates one answer with `run`, until it ends, fails or is stopped.
+
+    `style`, `wrapper` and `template_options` as in `core.chat_templates.fit`. With `top_logprobs` the
+    details have each token's probability and that many alternatives, where the engine can tell.
+    With `earlier` the answer goes on in place: text and figures are those of both parts together.
+    """
+
+    def __init__(
+        self,
+        messages: Sequence[Message],
+        params: Mapping[str, Any],
+        *,
+        style: str = prompt_styles.CHAT,
+        wrapper: Wrapper | None = None,
+        template_options: Mapping[str, Any] | None = None,
+        top_logprobs: int | None = None,
+        priority: Priority = Priority.CHAT,
+        earlier: Earlier | None = None,
+    ) -> None:
         self.state: MessageState = "generating"
         self._messages = list(messages)
         self._params = dict(params)
+        self._style = style
+        self._wrapper = wrapper
+        self._template_options = template_options
+        self._top_logprobs = top_logprobs
+        self._priority = priority
+        self._earlier = earlier
         self._parts: list[str] = []
+        self._logprobs: list[list[Any]] = []
         self._model = ""
         self._prompt_tokens: int | None = None
         self._dropped_turns = 0
@@ -54,7 +89,8 @@ class Answer:
 
     @property
     def text(self) -> str:
-        return self._completion.text if self._completion else "".join(tuple(self._parts))
+        added = self._completion.text if self._completion else "".join(tuple(self._parts))
+        return self._earlier.text + added if self._earlier else added
 
     @property
     def timing(self) -> Timing | None:
@@ -66,31 +102,38 @@ class Answer:
     @property
     def details(self) -> dict[str, Any]:
         """The figures kept with the text: JSON, None where not measured. Times in seconds."""
-        timing, completion = self.timing, self._completion
-        return {
+        completion = self._completion
+        figures = {
             "params": self._params,
             "model": self._model,
             "prompt_tokens": completion.prompt_tokens if completion else self._prompt_tokens,
             "cached_tokens": completion.cached_tokens if completion else None,
-            "output_tokens": completion.output_tokens if completion else self._output_tokens,
-            "ttft_s": timing.ttft_s if timing else None,
+            "output_tokens": self._tokens(),
+            "ttft_s": self._ttft_s(),
             "output_tokens_per_s": self._tokens_per_s(),
             "finish_reason": self._finish_reason(),
             "dropped_turns": self._dropped_turns,
             "error": self._error,
         }
+        return _added_up(self._earlier.details, figures) if self._earlier else figures
+
+    @property
+    def logprobs(self) -> list[list[Any]] | None:
+        """The tokens as `read_logprobs` reads them, of the whole answer; None where a part has none."""
+        earlier = self._earlier.details.get("logprobs") if self._earlier else []
+        if earlier is None and not self._earlier.text:
+            earlier = []
+        return [*earlier, *self._logprobs] if self._logprobs and earlier is not None else None
 
     def live(self) -> LiveAnswer:
         """A snapshot for drawing."""
-        waiting = self._sent_s is None
-        phase = "stopping" if self._stop_as else "waiting" if waiting else "generating"
-        timing = self.timing
+        details, waiting = self.details, self._sent_s is None
         return LiveAnswer(
             text=self.text,
-            phase=phase,
-            output_tokens=self._output_tokens,
-            ttft_s=timing.ttft_s if timing else None,
-            output_tokens_per_s=self._tokens_per_s(),
+            phase="stopping" if self._stop_as else "waiting" if waiting else "generating",
+            output_tokens=details["output_tokens"],
+            ttft_s=details["ttft_s"],
+            output_tokens_per_s=details["output_tokens_per_s"],
         )
 
     async def run(self, runtime: Runtime, save: Callable[[], Awaitable[None]]) -> None:
@@ -133,22 +176,49 @@ class Answer:
     async def _generate(self, runtime: Runtime) -> None:
         engine = await runtime.wait_engine()
         self._model = engine.info.model
-        max_tokens = self._params.get("max_tokens", BY_NAME["max_tokens"].default)
-        # long conversations take a while to tokenize: not on the loop that feeds everybody's answers
-        prompt = await asyncio.to_thread(fit, self._messages, engine, max_tokens)
-        self._prompt_tokens, self._dropped_turns = prompt.tokens, prompt.dropped_turns
-        request = Request(id=f"chat-{new_id()}", prompt=prompt.token_ids, params=self._params)
+        request = await self._request(engine)
         self._sent_s = time.monotonic()
         async with contextlib.aclosing(engine.stream(request)) as stream:
             async for item in stream:
                 if isinstance(item, Completion):
                     self._completion = item
-                    continue
-                if item.tokens:
-                    self._first_s = self._first_s or item.at_s
-                    self._last_s = item.at_s
-                    self._output_tokens += item.tokens
-                self._parts.append(item.text)
+                else:
+                    self._add(item)
+
+    async def _request(self, engine: Engine) -> Request:
+        max_tokens = self._params.get("max_tokens", BY_NAME["max_tokens"].default)
+        # long conversations take a while to tokenize: not on the loop that feeds everybody's answers
+        prompt = await asyncio.to_thread(
+            fit,
+            self._messages,
+            engine,
+            max_tokens,
+            style=self._style,
+            wrapper=self._wrapper,
+            options=self._template_options,
+            continued=self._earlier.text if self._earlier else "",
+        )
+        self._prompt_tokens, self._dropped_turns = prompt.tokens, prompt.dropped_turns
+        params = dict(self._params)
+        if stops := prompt_styles.stops(self._style, self._wrapper):
+            params["stop"] = list(dict.fromkeys([*(params.get("stop") or ()), *stops]))
+        return Request(
+            id=f"chat-{new_id()}",
+            prompt=prompt.token_ids,
+            params=params,
+            priority=self._priority,
+            # a look at the answer, not a part of what is asked: an engine without it answers as well
+            top_logprobs=None if "top_logprobs" in engine.info.cannot else self._top_logprobs,
+        )
+
+    def _add(self, delta: Delta) -> None:
+        if delta.tokens:
+            self._first_s = self._first_s or delta.at_s
+            self._last_s = delta.at_s
+            self._output_tokens += delta.tokens
+        # a piece at a time: thousands of tokens at once would hold up the loop
+        self._logprobs += [_as_json(token) for token in delta.logprobs]
+        self._parts.append(delta.text)
 
     def _end(self) -> None:
         """Turn how the generator ended into the answer's state."""
@@ -166,15 +236,60 @@ class Answer:
             self._error = f"Unexpected {type(error).__name__}: {error}"
             _log.error("An answer failed", exc_info=error)
 
+    def _tokens(self) -> int:
+        return self._completion.output_tokens if self._completion else self._output_tokens
+
+    def _ttft_s(self) -> float | None:
+        return self.timing.ttft_s if self.timing else None
+
     def _tokens_per_s(self) -> float | None:
-        timing = self.timing
-        tokens = self._completion.output_tokens if self._completion else self._output_tokens
-        return timing.output_tokens_per_s(tokens) if timing else None
+        return self.timing.output_tokens_per_s(self._tokens()) if self.timing else None
 
     def _finish_reason(self) -> str | None:
         if self._completion:
             return self._completion.finish_reason
         return "abort" if self.state in ("stopped", "interrupted") else None
+
+
+def _added_up(earlier: Mapping[str, Any], added: Mapping[str, Any]) -> dict[str, Any]:
+    """The figures of an answer and of what was added to it, as if it had come in one piece.
+
+    "part_tokens" are the tokens of the last part, which is what max_tokens was for.
+    """
+    tokens = earlier.get("output_tokens") or 0
+    together = {
+        **added,
+        "output_tokens": tokens + added["output_tokens"],
+        "part_tokens": added["output_tokens"],
+    }
+    for name in ("prompt_tokens", "cached_tokens", "ttft_s"):  # the wait and the prompt were the first part's
+        if tokens and earlier.get(name) is not None:
+            together[name] = earlier[name]
+    parts = [(one.get("output_tokens"), one.get("output_tokens_per_s")) for one in (earlier, added)]
+    measured = [(count - 1, rate) for count, rate in parts if count and count > 1 and rate]
+    seconds = sum(count / rate for count, rate in measured)
+    together["output_tokens_per_s"] = sum(count for count, _ in measured) / seconds if seconds else None
+    return together
+
+
+def read_logprobs(details: Mapping[str, Any]) -> tuple[TokenLogprob, ...]:
+    """The tokens of a kept answer with their probabilities; empty where they were not asked for."""
+    return tuple(map(_from_json, details.get("logprobs") or ()))
+
+
+def _as_json(token: TokenLogprob) -> list[Any]:
+    """Compact: [token id, text, logprob, rank, alternatives], an alternative without the last."""
+    alternatives = [_alone(one) for one in token.alternatives]
+    return [*_alone(token), alternatives]
+
+
+def _alone(token: TokenLogprob) -> list[Any]:
+    return [token.token_id, token.text, round(token.logprob, _LOGPROB_DIGITS), token.rank]
+
+
+def _from_json(kept: Sequence[Any]) -> TokenLogprob:
+    token_id, text, logprob, rank, alternatives = kept
+    return TokenLogprob(token_id, text, logprob, rank, tuple(TokenLogprob(*one) for one in alternatives))
 
 
 def in_words(state: str, details: Mapping[str, Any]) -> str:
@@ -184,5 +299,6 @@ def in_words(state: str, details: Mapping[str, Any]) -> str:
     if details.get("finish_reason") != "length":
         return ""
     limit = (details.get("params") or {}).get("max_tokens")
-    within = limit is not None and (details.get("output_tokens") or 0) < limit
+    tokens = details.get("part_tokens", details.get("output_tokens")) or 0
+    within = limit is not None and tokens < limit
     return "cut: the context is full" if within else "cut at max_tokens"

@@ -153,3 +153,20 @@ def _add_new_columns(connection: sa.Connection, table: sa.Table) -> None:
         if column.name not in there:
             words = sa.schema.CreateColumn(column).compile(dialect=connection.dialect)
             connection.exec_driver_sql(f"ALTER TABLE {table.name} ADD COLUMN {words}")
+            if column is messages.c.parent_id:
+                _follow_one_another(connection)
+
+
+def _follow_one_another(connection: sa.Connection) -> None:
+    """Messages of before, when a conversation was one line: each follows the one at the position before."""
+    earlier = messages.alias()
+    before = (
+        sa.select(earlier.c.message_id)
+        .where(
+            earlier.c.conversation_id == messages.c.conversation_id, earlier.c.position < messages.c.position
+        )
+        .order_by(earlier.c.position.desc())
+        .limit(1)
+        .scalar_subquery()
+    )
+    connection.execute(sa.update(messages).values(parent_id=before))

@@ -1,4 +1,4 @@
-"""Conversations: kept in the store, answered on the runtime's loop, whatever the browser does."""
+"""Conversations answered on the runtime's loop, whatever the browser does."""
 
 from __future__ import annotations
 
@@ -7,12 +7,16 @@ import logging
 import threading
 from collections.abc import Mapping, Sequence
 from concurrent.futures import Future, wait
+from dataclasses import dataclass
 from typing import Any
 
-from core.answers import Answer, LiveAnswer
+from core import reasoning
+from core.answers import Answer, Earlier, LiveAnswer
+from core.conversations import ChatOptions, Conversation, Conversations, NewMessage, StoredMessage
 from core.errors import WorkbenchError
+from core.prompt_styles import Wrappers
 from core.runtime import Runtime
-from core.store import Conversation, Store, StoredMessage, is_alive, this_process
+from core.store import Store, this_process
 from core.types import Message
 
 _log = logging.getLogger(__name__)
@@ -20,127 +24,236 @@ _TITLE_CHARACTERS = 60
 _CLOSE_PATIENCE_S = 10.0
 
 
+@dataclass(frozen=True, slots=True)
+class _Live:
+    answer: Answer
+    future: Future[None]
+
+
 class Chats:
-    """All conversations of one workspace. Every method returns at once, from any thread."""
+    """All conversations of one workspace. Every method returns at once, from any thread.
+
+    What is kept is in `conversations`; what is being generated is told by `live`. A conversation
+    is answered one message at a time (with any number of versions): what asks for more raises
+    WorkbenchError meanwhile.
+    """
 
     def __init__(self, runtime: Runtime, store: Store) -> None:
+        self.conversations = Conversations(store)
         self._runtime = runtime
-        self._store = store
+        self._wrappers = Wrappers(store)
         self._asking = threading.Lock()  # two tabs may ask at once: only one gets the conversation
         self._lock = threading.Lock()
-        self._live: dict[str, tuple[str, Answer, Future[None]]] = {}
-        for message in store.messages_in_state("generating"):
-            if not _is_answering(message):
-                store.update_message(message.message_id, state="interrupted")
+        self._live: dict[str, dict[str, _Live]] = {}
+        self._interrupt_what_nobody_generates()
 
-    def start(self, conversation_id: str, text: str, params: Mapping[str, Any]) -> None:
-        """Append the user's `text` and answer it. Raises WorkbenchError while an answer is generated."""
-        with self._asking:
-            self._refuse_while_live(conversation_id)
-            conversation = self._conversation(conversation_id)
-            title = None if conversation.title else title_of(text)
-            self._answer(conversation, params, asked=text, title=title)
+    def create(
+        self, system: str = "", params: Mapping[str, Any] | None = None, options: ChatOptions | None = None
+    ) -> Conversation:
+        return self.conversations.add(system=system, params=params, options=options)
 
-    def regenerate(self, conversation_id: str, params: Mapping[str, Any]) -> None:
-        """Answer the last user message again, in place of its answer. Raises as `start`."""
+    def send(
+        self, conversation_id: str, text: str, params: Mapping[str, Any], *, n: int | None = None
+    ) -> tuple[str, ...]:
+        """Add the user's `text` to the branch that is shown, and answer it; returns the answers' ids.
+
+        `n` answers at once, by default as many as the conversation's options say.
+        """
         with self._asking:
-            self._refuse_while_live(conversation_id)
-            conversation = self._conversation(conversation_id)
-            turns = self._store.messages(conversation_id)
-            asked = [turn.position for turn in turns if turn.role == "user"]
-            if not asked:
+            conversation = self._free(conversation_id)
+            path = [turn.message for turn in self.conversations.thread(conversation_id)]
+            return self._ask(conversation, path, params, n, asked=text)
+
+    def regenerate(
+        self, message_id: str, params: Mapping[str, Any], *, n: int | None = None
+    ) -> tuple[str, ...]:
+        """Answer again: a new version of this answer, or an answer to this user's message; as `send`."""
+        with self._asking:
+            path = self.conversations.path(message_id)
+            conversation = self._free(path[-1].conversation_id)
+            path = path if path[-1].role == "user" else path[:-1]
+            if not path or path[-1].role != "user":
                 raise WorkbenchError("There is nothing to answer again.", hint="Write a message first.")
-            self._store.delete_messages_from(conversation_id, asked[-1] + 1)
-            self._answer(conversation, params)
+            return self._ask(conversation, path, params, n)
 
-    def stop(self, conversation_id: str) -> None:
-        """Abort the answer being generated, if there is one; its text so far is kept."""
-        with self._lock:
-            entry = self._live.get(conversation_id)
-        if entry:
-            entry[1].stop(self._runtime)
+    def edit(self, message_id: str, text: str, params: Mapping[str, Any]) -> tuple[str, ...]:
+        """A new version of this message, which then is shown; what was there stays beside it.
 
-    def live(self, conversation_id: str) -> LiveAnswer | None:
-        """The answer being generated now. None: there is none, and the store has all there is."""
-        with self._lock:
-            entry = self._live.get(conversation_id)
-        return entry[1].live() if entry else None
+        A user's message is answered anew (the answers' ids are returned); an answer just has this text.
+        """
+        with self._asking:
+            path = self.conversations.path(message_id)
+            conversation = self._free(path[-1].conversation_id)
+            if path[-1].role == "user":
+                return self._ask(conversation, path[:-1], params, None, asked=text)
+            edited = NewMessage("assistant", text, details={"edited": True})
+            self.conversations.append(conversation.conversation_id, path[-1].parent_id, [edited])
+            return ()
+
+    def go_on(self, message_id: str, params: Mapping[str, Any]) -> None:
+        """Continue an answer that was cut, stopped or edited, in place; what is there stays if it fails."""
+        with self._asking:
+            path = self.conversations.path(message_id)
+            message = path[-1]
+            conversation = self._free(message.conversation_id)
+            if message.role != "assistant" or message.details.get("finish_reason") == "stop":
+                raise WorkbenchError("This answer came to its end.", hint="Regenerate or edit it instead.")
+            if self.conversations.has_followers(message_id):
+                raise WorkbenchError("The chat went on after this answer.", hint="Branch from it first.")
+            earlier = Earlier(message.content, message.details)
+            answer = self._answer(conversation, path[:-1], params, earlier=earlier)
+            details = {**message.details, **this_process()}
+            self.conversations.update_message(message_id, state="generating", details=details)
+            self._spawn(conversation.conversation_id, {message_id: answer})
+
+    def stop(self, conversation_id: str, message_id: str | None = None) -> None:
+        """Abort the answers being generated, or just this one; their texts so far are kept."""
+        for its_id, live in self._live_of(conversation_id).items():
+            if message_id in (None, its_id):
+                live.answer.stop(self._runtime)
+
+    def live(self, conversation_id: str) -> dict[str, LiveAnswer]:
+        """Message id -> the answer being generated now. Empty: the store has all there is."""
+        return {its_id: one.answer.live() for its_id, one in self._live_of(conversation_id).items()}
+
+    def select(self, message_id: str) -> None:
+        """Show this version, and the newest of what followed it."""
+        self.conversations.select(message_id)
+
+    def branch(self, message_id: str) -> Conversation:
+        """A new conversation that goes on from a copy of this message and all before it."""
+        message = self.conversations.message(message_id)
+        if message.state == "generating":
+            raise WorkbenchError("This answer is not complete yet.", hint="Wait for it, or stop it first.")
+        return self.conversations.branch(message_id)
 
     def clear(self, conversation_id: str) -> None:
-        """Remove all turns; an answer being generated is stopped first."""
-        self.stop(conversation_id)
-        with self._lock:  # forgotten at once: what it still writes goes to a message that is gone
-            self._live.pop(conversation_id, None)
-        self._store.delete_messages_from(conversation_id, 0)
-        self._store.update_conversation(conversation_id, title="")
+        """Remove all messages; answers being generated are stopped first."""
+        self._forget(conversation_id)
+        self.conversations.clear(conversation_id)
 
     def delete(self, conversation_id: str) -> None:
-        """Remove the conversation with all its turns."""
-        self.clear(conversation_id)
-        self._store.delete_conversation(conversation_id)
+        """Remove the conversation with all its messages."""
+        self._forget(conversation_id)
+        self.conversations.delete(conversation_id)
 
     def close(self) -> None:
         """Stop every answer, keeping its text as "interrupted". Waits for the last saves."""
         with self._lock:
-            entries = list(self._live.values())
-        for _, answer, _ in entries:
-            answer.stop(self._runtime, "interrupted")
-        wait([future for _, _, future in entries], timeout=_CLOSE_PATIENCE_S)
+            entries = [one for answers in self._live.values() for one in answers.values()]
+        for entry in entries:
+            entry.answer.stop(self._runtime, "interrupted")
+        wait([entry.future for entry in entries], timeout=_CLOSE_PATIENCE_S)
+
+    # -- asking -------------------------------------------------------------
+
+    def _ask(
+        self,
+        conversation: Conversation,
+        path: Sequence[StoredMessage],
+        params: Mapping[str, Any],
+        n: int | None,
+        *,
+        asked: str | None = None,
+    ) -> tuple[str, ...]:
+        """Answer the path as it is, or with the user's message `asked` behind it."""
+        if asked is not None and not asked.strip():
+            raise WorkbenchError("The message is empty.", hint="Write one.")
+        sets = [_of_sample(params, number) for number in range(n or conversation.options.n)]
+        answers = [self._answer(conversation, path, one, asked=asked) for one in sets]
+        owned = [{**answer.details, **this_process()} for answer in answers]
+        added = self.conversations.append(
+            conversation.conversation_id,
+            path[-1].message_id if path else None,
+            [] if asked is None else [NewMessage("user", asked)],
+            [NewMessage("assistant", "", "generating", details) for details in owned],
+            title=None if conversation.title or asked is None else title_of(asked),
+        )
+        ids = [message.message_id for message in added if message.role == "assistant"]
+        self._spawn(conversation.conversation_id, dict(zip(ids, answers, strict=True)))
+        return tuple(ids)
 
     def _answer(
         self,
         conversation: Conversation,
+        path: Sequence[StoredMessage],
         params: Mapping[str, Any],
         *,
         asked: str | None = None,
-        title: str | None = None,
-    ) -> None:
-        """Answer the conversation as it is, or with the question `asked` added to it."""
-        conversation_id = conversation.conversation_id
-        history = _messages(conversation.system, self._store.messages(conversation_id), asked)
-        answer = Answer(history, params)
-        turns = [] if asked is None else [("user", asked, "complete")]
-        *_, message = self._store.add_messages(
-            conversation_id,
-            [*turns, ("assistant", "", "generating")],
-            details={**answer.details, **this_process()},
-            title=title,
+        earlier: Earlier | None = None,
+    ) -> Answer:
+        options = conversation.options
+        return Answer(
+            _messages(conversation.system, path, asked, options.reasoning),
+            params,
+            style=options.style,
+            wrapper=self._wrappers.find(options.style),
+            template_options=options.template_options,
+            top_logprobs=options.top_logprobs,
+            earlier=earlier,
         )
+
+    def _spawn(self, conversation_id: str, answers: Mapping[str, Answer]) -> None:
         with self._lock:
-            future = self._runtime.spawn(self._run(conversation_id, message.message_id, answer))
-            self._live[conversation_id] = (message.message_id, answer, future)
+            live = self._live.setdefault(conversation_id, {})
+            for message_id, answer in answers.items():
+                future = self._runtime.spawn(self._run(conversation_id, message_id, answer))
+                live[message_id] = _Live(answer, future)
 
     async def _run(self, conversation_id: str, message_id: str, answer: Answer) -> None:
         async def save() -> None:
-            values = {"content": answer.text, "state": answer.state, "details": answer.details}
-            if answer.state == "generating":
-                values["details"] |= this_process()
+            details = answer.details
+            if answer.state == "generating":  # thousands of tokens are not written again twice a second
+                details |= this_process()
+            elif logprobs := answer.logprobs:
+                details["logprobs"] = logprobs
+            values = {"content": answer.text, "state": answer.state, "details": details}
             try:
-                await asyncio.to_thread(self._store.update_message, message_id, **values)
+                await asyncio.to_thread(self.conversations.update_message, message_id, **values)
             except WorkbenchError:  # a full disk must not end the answer that somebody reads right now
                 _log.exception("The answer %s could not be saved", message_id)
 
         try:
             await answer.run(self._runtime, save)
         finally:
-            with self._lock:  # after the last save, so that live() None means: the store has it all
-                entry = self._live.get(conversation_id)
-                if entry and entry[0] == message_id:
-                    del self._live[conversation_id]
+            with self._lock:  # after the last save, so that what is not live is in the store
+                live = self._live.get(conversation_id, {})
+                if message_id in live and live[message_id].answer is answer:
+                    del live[message_id]
+                    if not live:
+                        del self._live[conversation_id]
 
-    def _conversation(self, conversation_id: str) -> Conversation:
-        conversation = self._store.conversation(conversation_id)
+    # -- who is at it -------------------------------------------------------
+
+    def _live_of(self, conversation_id: str) -> dict[str, _Live]:
+        with self._lock:
+            return dict(self._live.get(conversation_id, {}))
+
+    def _forget(self, conversation_id: str) -> None:
+        """Stop its answers, and forget them at once: what they still write goes to messages that are gone."""
+        self.stop(conversation_id)
+        with self._lock:
+            self._live.pop(conversation_id, None)
+
+    def _free(self, conversation_id: str) -> Conversation:
+        """The conversation, unless one of its answers is being generated."""
+        if self._live_of(conversation_id):
+            raise WorkbenchError(
+                "This conversation is being answered.", hint="Wait for the answer, or stop it first."
+            )
+        conversation = self.conversations.get(conversation_id)
         if conversation is None:
             raise WorkbenchError(
                 f"There is no conversation {conversation_id}.", hint="It was deleted; start a new one."
             )
         return conversation
 
-    def _refuse_while_live(self, conversation_id: str) -> None:
-        if self.live(conversation_id):
-            raise WorkbenchError(
-                "This conversation is being answered.", hint="Wait for the answer, or stop it first."
-            )
+    def _interrupt_what_nobody_generates(self) -> None:
+        """Answers of processes that died. Our own process is new and generates none yet."""
+        ours = this_process()
+        for message in self.conversations.in_state("generating"):
+            if message.state == "interrupted" or ours.items() <= message.details.items():
+                self.conversations.update_message(message.message_id, state="interrupted")
 
 
 def title_of(text: str) -> str:
@@ -149,13 +262,31 @@ def title_of(text: str) -> str:
     return line if len(line) <= _TITLE_CHARACTERS else line[: _TITLE_CHARACTERS - 1].rstrip() + "…"
 
 
-def _messages(system: str, history: Sequence[StoredMessage], asked: str | None) -> list[Message]:
-    """What the model is shown. A question that got no answer (refused, stopped at once) is left out:
+def _of_sample(params: Mapping[str, Any], number: int) -> dict[str, Any]:
+    """The parameters of one of several answers: equal seeds would give equal answers."""
+    one = {name: value for name, value in params.items() if name != "n"}
+    if one.get("seed") is not None:
+        one["seed"] += number
+    return one
 
-    templates want user and assistant to alternate, and a message that was
-    refused for its length must not spoil the next one.
+
+def _messages(
+    system: str, path: Sequence[StoredMessage], asked: str | None, parser: str = reasoning.AUTO
+) -> list[Message]:
+    """What the model is shown: answers without their reasoning, as the models are trained.
+
+    A question that got no answer (refused, stopped at once) is left out: templates want user and
+    assistant to alternate, and a message that was refused for its length must not spoil the next one.
     """
-    told = [turn.as_message() for turn in history if turn.role == "user" or turn.content]
+    told = []
+    for message in path:
+        if message.role == "user":
+            told.append(message.as_message())
+        elif message.content:
+            # all of it where the answer was cut while the model was thinking
+            told.append(
+                Message("assistant", reasoning.split(message.content, parser).answer or message.content)
+            )
     if asked is not None:
         told.append(Message("user", asked))
     answered = [
@@ -164,9 +295,3 @@ def _messages(system: str, history: Sequence[StoredMessage], asked: str | None) 
         if not (turn.role == "user" and following is not None and following.role == "user")
     ]
     return [*([Message("system", system)] if system.strip() else []), *answered]
-
-
-def _is_answering(message: StoredMessage) -> bool:
-    """Whether another process that lives generates this answer. Our own is new and generates none yet."""
-    owner = {name: message.details.get(name) for name in ("owner_pid", "owner_started")}
-    return owner != this_process() and is_alive(owner["owner_pid"], owner["owner_started"])

@@ -12,7 +12,7 @@ import contextlib
 import datetime as dt
 import os
 import secrets
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -23,11 +23,8 @@ import sqlalchemy.dialects.sqlite
 
 from core import catalogue_schema
 from core.catalogue_schema import comparisons as _comparisons
-from core.catalogue_schema import conversations as _conversations
-from core.catalogue_schema import messages as _messages
 from core.catalogue_schema import runs as _runs
 from core.errors import WorkbenchError
-from core.types import Message, Role
 
 RunState = Literal["draft", "queued", "running", "paused", "stopped", "interrupted", "failed", "finished"]
 MessageState = Literal["generating", "complete", "stopped", "interrupted", "error"]
@@ -63,32 +60,6 @@ class RunRecord:
     def is_at_work(self) -> bool:
         """Whether a process works on it or has it in its queue; a pause with an owner ends by itself."""
         return self.state in ("running", "queued") or (self.state == "paused" and self.owner_pid is not None)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Conversation:
-    conversation_id: str
-    created_at: dt.datetime
-    updated_at: dt.datetime
-    title: str = ""
-    system: str = ""
-    params: Mapping[str, Any]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class StoredMessage:
-    """One turn as kept. `details` of an answer: its parameters, tokens, timing, finish reason, error."""
-
-    message_id: str
-    conversation_id: str
-    position: int
-    role: Role
-    content: str
-    state: MessageState
-    details: Mapping[str, Any]
-
-    def as_message(self) -> Message:
-        return Message(self.role, self.content)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -141,6 +112,8 @@ class Store:
             # WAL lets pages read while a job writes; FULL makes a commit survive a power cut
             connection.execute("PRAGMA journal_mode=WAL")
             connection.execute("PRAGMA synchronous=FULL")
+            # SQLite itself knows the case of ASCII letters only
+            connection.create_function("casefold", 1, str.casefold, deterministic=True)
 
         with self._engine.begin() as connection:
             catalogue_schema.create(connection)
@@ -176,101 +149,6 @@ class Store:
 
     def delete_run(self, run_id: str) -> None:
         self.execute(sa.delete(_runs).where(_runs.c.run_id == run_id))
-
-    # -- conversations ------------------------------------------------------
-
-    def add_conversation(self, *, system: str = "", params: Mapping[str, Any] | None = None) -> Conversation:
-        now = dt.datetime.now(dt.UTC)
-        conversation = Conversation(
-            conversation_id=new_id(), created_at=now, updated_at=now, system=system, params=dict(params or {})
-        )
-        values = {field.name: getattr(conversation, field.name) for field in fields(conversation)}
-        self.execute(sa.insert(_conversations).values(values))
-        return conversation
-
-    def update_conversation(self, conversation_id: str, **values: Any) -> None:
-        """Set title, system or params."""
-        values["updated_at"] = dt.datetime.now(dt.UTC)
-        table = _conversations
-        self.execute(sa.update(table).where(table.c.conversation_id == conversation_id).values(values))
-
-    def conversation(self, conversation_id: str) -> Conversation | None:
-        row = self.first(sa.select(_conversations).where(_conversations.c.conversation_id == conversation_id))
-        return Conversation(**row) if row else None
-
-    def conversations(self, limit: int = 50) -> list[Conversation]:
-        """Last used first."""
-        query = sa.select(_conversations).order_by(_conversations.c.updated_at.desc()).limit(limit)
-        return [Conversation(**row) for row in self.all(query)]
-
-    def delete_conversation(self, conversation_id: str) -> None:
-        with self._engine.begin() as connection:
-            connection.execute(sa.delete(_messages).where(_messages.c.conversation_id == conversation_id))
-            connection.execute(
-                sa.delete(_conversations).where(_conversations.c.conversation_id == conversation_id)
-            )
-
-    def messages(self, conversation_id: str) -> list[StoredMessage]:
-        """All turns, oldest first."""
-        query = sa.select(_messages).where(_messages.c.conversation_id == conversation_id)
-        return [StoredMessage(**row) for row in self.all(query.order_by(_messages.c.position))]
-
-    def add_messages(
-        self,
-        conversation_id: str,
-        turns: Sequence[tuple[Role, str, MessageState]],
-        *,
-        details: Mapping[str, Any] | None = None,
-        title: str | None = None,
-    ) -> list[StoredMessage]:
-        """Append turns (role, content, state), the last with `details`, and set the title if given.
-
-        One transaction: each waits for the disk, and somebody waits for the first token.
-        """
-        with self._engine.begin() as connection:
-            last = connection.scalar(
-                sa.select(sa.func.max(_messages.c.position)).where(
-                    _messages.c.conversation_id == conversation_id
-                )
-            )
-            start = 0 if last is None else last + 1
-            added = [
-                StoredMessage(
-                    message_id=f"{new_id()}-{offset}",
-                    conversation_id=conversation_id,
-                    position=start + offset,
-                    role=role,
-                    content=content,
-                    state=state,
-                    details=dict(details or {}) if offset == len(turns) - 1 else {},
-                )
-                for offset, (role, content, state) in enumerate(turns)
-            ]
-            for message in added:
-                values = {field.name: getattr(message, field.name) for field in fields(message)}
-                connection.execute(sa.insert(_messages).values(values))
-            connection.execute(
-                sa.update(_conversations)
-                .where(_conversations.c.conversation_id == conversation_id)
-                .values(updated_at=dt.datetime.now(dt.UTC), **({} if title is None else {"title": title}))
-            )
-        return added
-
-    def update_message(self, message_id: str, **values: Any) -> None:
-        """Set content, state or details."""
-        self.execute(sa.update(_messages).where(_messages.c.message_id == message_id).values(values))
-
-    def delete_messages_from(self, conversation_id: str, position: int) -> None:
-        """Remove the turns at `position` and after it."""
-        self.execute(
-            sa.delete(_messages).where(
-                _messages.c.conversation_id == conversation_id, _messages.c.position >= position
-            )
-        )
-
-    def messages_in_state(self, state: MessageState) -> list[StoredMessage]:
-        query = sa.select(_messages).where(_messages.c.state == state)
-        return [StoredMessage(**row) for row in self.all(query)]
 
     # -- comparisons --------------------------------------------------------
 

@@ -7,8 +7,8 @@ from typing import Any
 
 import streamlit as st
 
+from core.conversations import Conversation, StoredMessage
 from core.errors import WorkbenchError
-from core.store import Conversation, StoredMessage
 from pages.parts import conversations, session
 from pages.parts.answer_caption import answer_caption, live_caption
 from pages.parts.markdown import model_text, plain_text
@@ -26,7 +26,7 @@ def _send(text: str) -> None:
     """Ask, in a new conversation if there is none yet; the page is drawn anew with the answer growing."""
     try:
         asked = conversation or conversations.create(system, params)
-        session.chats().start(asked.conversation_id, text, params)
+        session.chats().send(asked.conversation_id, text, params)
     except WorkbenchError as error:
         st.error(plain_text(str(error)))
         st.stop()
@@ -62,7 +62,7 @@ def _answer(turn: StoredMessage) -> None:
 @st.fragment(run_every=_POLL_S)
 def _growing(conversation_id: str) -> None:
     """The answer being generated: drawn again several times a second, by itself."""
-    live = session.chats().live(conversation_id)
+    live = next(iter(session.chats().live(conversation_id).values()), None)
     if live is None:
         st.rerun()
     st.markdown(model_text(live.text) + (" ▌" if live.phase == "generating" else ""))
@@ -77,7 +77,7 @@ def _actions(asked: Conversation | None, turns: Sequence[Any], is_live: bool) ->
             st.button("Stop", icon=":material/stop:", on_click=chats.stop, args=(asked.conversation_id,))
         elif asked and turns and st.button("Regenerate", icon=":material/refresh:", type="tertiary"):
             try:
-                chats.regenerate(asked.conversation_id, params)
+                chats.regenerate(turns[-1].message_id, params)
             except WorkbenchError as error:
                 st.toast(plain_text(str(error)))
             st.rerun()
@@ -86,14 +86,15 @@ def _actions(asked: Conversation | None, turns: Sequence[Any], is_live: bool) ->
 conversation = conversations.current()
 system, params = conversations.toolbar(conversation)
 # first what is live, then what is kept: once nothing is live, the store has everything
-live = session.chats().live(conversation.conversation_id) if conversation else None
-turns = session.store().messages(conversation.conversation_id) if conversation else []
+live = session.chats().live(conversation.conversation_id) if conversation else {}
+shown = session.chats().conversations.thread(conversation.conversation_id) if conversation else []
+turns = [turn.message for turn in shown]
 if turns:
-    _draw(turns, live is not None)
+    _draw(turns, bool(live))
 else:
     _examples()
 with st.bottom:
-    _actions(conversation, turns, live is not None)
-    entered = st.chat_input("Write a message", disabled=live is not None)
+    _actions(conversation, turns, bool(live))
+    entered = st.chat_input("Write a message", disabled=bool(live))
 if entered and entered.strip():
     _send(entered)

@@ -11,10 +11,13 @@ from waiting import until
 
 from core.chat import Chats, title_of
 from core.chat_templates import fit
+from core.conversations import Conversations, NewMessage
 from core.engines import scripted
 from core.engines.scripted import ScriptedEngine
 from core.errors import EngineDied, RequestRejected, WorkbenchError
 from core.runtime import Runtime
+from core.store import this_process
+from core.transcripts import Transcript
 from core.types import EngineSpec, Message
 
 ENDLESS = {"ignore_eos": True, "max_tokens": 8000}
@@ -27,153 +30,170 @@ def chats(runtime, store):
     chats.close()
 
 
-def begin(store, **values):
-    return store.add_conversation(**values).conversation_id
+def begin(chats, **values):
+    return chats.create(**values).conversation_id
 
 
-def ended(chats, store, conversation_id):
-    """The last message, once nothing is generated any more."""
-    until(lambda: chats.live(conversation_id) is None)
-    return store.messages(conversation_id)[-1]
+def ended(chats, conversation_id):
+    """The last message of the branch that is shown, once nothing is generated any more."""
+    until(lambda: not chats.live(conversation_id))
+    return shown(chats, conversation_id)[-1]
+
+
+def shown(chats, conversation_id):
+    return [turn.message for turn in chats.conversations.thread(conversation_id)]
+
+
+def only(live):
+    """The one answer of these that are being generated; None while there is none."""
+    return next(iter(live.values()), None)
 
 
 def grown(chats, conversation_id):
     """Wait for the first text of an answer."""
-    return until(lambda: (live := chats.live(conversation_id)) and live.text and live)
+    return until(lambda: (live := only(chats.live(conversation_id))) and live.text and live)
 
 
-def test_an_answer_is_kept_with_its_figures(chats, store):
-    conversation = begin(store, system="Be brief.")
-    chats.start(conversation, "What is\na KV cache?", {"temperature": 0, "max_tokens": 5})
-    answer = ended(chats, store, conversation)
-    assert [m.role for m in store.messages(conversation)] == ["user", "assistant"]
+def test_an_answer_is_kept_with_its_figures(chats):
+    conversation = begin(chats, system="Be brief.")
+    chats.send(conversation, "What is\na KV cache?", {"temperature": 0, "max_tokens": 5})
+    answer = ended(chats, conversation)
+    assert [m.role for m in shown(chats, conversation)] == ["user", "assistant"]
     assert answer.state == "complete" and answer.content.startswith("scripted-")
     details = answer.details
     assert details["output_tokens"] == 5 and details["finish_reason"] == "length"
     assert details["prompt_tokens"] > 5 and details["dropped_turns"] == 0 and details["error"] == ""
     assert details["ttft_s"] > 0 and details["output_tokens_per_s"] > 0
     assert details["params"] == {"temperature": 0, "max_tokens": 5} and details["model"] == "scripted"
-    assert store.conversation(conversation).title == "What is a KV cache?"
+    assert chats.conversations.get(conversation).title == "What is a KV cache?"
 
 
-def test_the_model_sees_the_conversation_so_far(chats, store):
-    conversation = begin(store)
-    chats.start(conversation, "My name is Ada.", {})
-    ended(chats, store, conversation)
-    chats.start(conversation, "Who?", {})
-    second = ended(chats, store, conversation)
-    alone = begin(store)
-    chats.start(alone, "Who?", {})
-    assert ended(chats, store, alone).details["prompt_tokens"] < second.details["prompt_tokens"]
+def test_the_model_sees_the_conversation_so_far(chats):
+    conversation = begin(chats)
+    chats.send(conversation, "My name is Ada.", {})
+    ended(chats, conversation)
+    chats.send(conversation, "Who?", {})
+    second = ended(chats, conversation)
+    alone = begin(chats)
+    chats.send(alone, "Who?", {})
+    assert ended(chats, alone).details["prompt_tokens"] < second.details["prompt_tokens"]
 
 
-def test_stop_keeps_the_text_and_frees_the_engine(chats, store, runtime):
-    conversation = begin(store)
-    chats.start(conversation, "Go on for ever.", ENDLESS)
+def test_stop_keeps_the_text_and_frees_the_engine(chats, runtime):
+    conversation = begin(chats)
+    chats.send(conversation, "Go on for ever.", ENDLESS)
     live = grown(chats, conversation)
     assert live.phase == "generating" and runtime.engine.stats().running == 1
     chats.stop(conversation)
-    answer = ended(chats, store, conversation)
+    answer = ended(chats, conversation)
     assert answer.state == "stopped" and answer.content.startswith(live.text)
     assert answer.details["finish_reason"] == "abort" and 0 < answer.details["output_tokens"] < 8000
     until(lambda: runtime.engine.stats().running == 0)
 
 
-def test_stop_right_after_start_leaves_nothing_generating(chats, store):
-    conversation = begin(store)
-    chats.start(conversation, "Never mind.", ENDLESS)
+def test_stop_right_after_start_leaves_nothing_generating(chats):
+    conversation = begin(chats)
+    chats.send(conversation, "Never mind.", ENDLESS)
     chats.stop(conversation)
-    assert ended(chats, store, conversation).state == "stopped"
+    assert ended(chats, conversation).state == "stopped"
 
 
-def test_stopping_one_conversation_lets_the_other_go_on(chats, store):
-    one, other = begin(store), begin(store)
-    chats.start(one, "one", ENDLESS)
-    chats.start(other, "other", {})
+def test_stopping_one_conversation_lets_the_other_go_on(chats):
+    one, other = begin(chats), begin(chats)
+    chats.send(one, "one", ENDLESS)
+    chats.send(other, "other", {})
     grown(chats, one)
     chats.stop(one)
-    assert ended(chats, store, other).state == "complete"
-    assert ended(chats, store, one).state == "stopped"
+    assert ended(chats, other).state == "complete"
+    assert ended(chats, one).state == "stopped"
 
 
-def test_regenerate_replaces_the_last_answer_only(chats, store):
-    conversation = begin(store)
-    chats.start(conversation, "first", {})
-    first = ended(chats, store, conversation)
-    chats.start(conversation, "second", {})
-    before = ended(chats, store, conversation)
-    chats.regenerate(conversation, {"seed": 7})
-    after = ended(chats, store, conversation)
-    messages = store.messages(conversation)
+def test_regenerate_replaces_the_last_answer_only(chats):
+    conversation = begin(chats)
+    chats.send(conversation, "first", {})
+    first = ended(chats, conversation)
+    chats.send(conversation, "second", {})
+    before = ended(chats, conversation)
+    chats.regenerate(before.message_id, {"seed": 7})
+    after = ended(chats, conversation)
+    messages = shown(chats, conversation)
     assert [m.role for m in messages] == ["user", "assistant"] * 2
     assert messages[1] == first and after.message_id != before.message_id
     assert after.content != before.content and after.details["params"] == {"seed": 7}
 
 
-def test_regenerate_without_a_question_says_so(chats, store):
+def test_regenerate_without_a_question_says_so(chats):
+    greeting = Transcript(messages=(Message("assistant", "Hello!"),))
+    conversation = chats.conversations.add_from(greeting).conversation_id
     with pytest.raises(WorkbenchError, match="nothing to answer"):
-        chats.regenerate(begin(store), {})
+        chats.regenerate(shown(chats, conversation)[-1].message_id, {})
 
 
-def test_a_conversation_answers_one_message_at_a_time(chats, store):
-    conversation = begin(store)
-    chats.start(conversation, "first", ENDLESS)
+def test_a_conversation_answers_one_message_at_a_time(chats):
+    conversation = begin(chats)
+    chats.send(conversation, "first", ENDLESS)
     with pytest.raises(WorkbenchError, match="being answered"):
-        chats.start(conversation, "second", {})
-    assert len(store.messages(conversation)) == 2
+        chats.send(conversation, "second", {})
+    assert len(shown(chats, conversation)) == 2
 
 
-def test_clear_while_answering_stops_and_removes_everything(chats, store, runtime):
-    conversation = begin(store)
-    chats.start(conversation, "Go on.", ENDLESS)
+def test_clear_while_answering_stops_and_removes_everything(chats, runtime):
+    conversation = begin(chats)
+    chats.send(conversation, "Go on.", ENDLESS)
     grown(chats, conversation)
     chats.clear(conversation)
-    assert chats.live(conversation) is None and store.messages(conversation) == []
+    assert not chats.live(conversation) and shown(chats, conversation) == []
     until(lambda: runtime.engine.stats().running == 0)
-    chats.start(conversation, "Again", {})
-    assert ended(chats, store, conversation).state == "complete"
-    assert len(store.messages(conversation)) == 2 and store.conversation(conversation).title == "Again"
+    chats.send(conversation, "Again", {})
+    assert ended(chats, conversation).state == "complete"
+    assert len(shown(chats, conversation)) == 2 and chats.conversations.get(conversation).title == "Again"
 
 
-def test_text_is_in_the_store_while_the_answer_grows(chats, store):
-    conversation = begin(store)
-    chats.start(conversation, "Go on.", ENDLESS)
-    kept = until(lambda: (m := store.messages(conversation)[-1]).content and m)
+def test_text_is_in_the_store_while_the_answer_grows(chats):
+    conversation = begin(chats)
+    chats.send(conversation, "Go on.", ENDLESS)
+    kept = until(lambda: (m := shown(chats, conversation)[-1]).content and m)
     assert kept.state == "generating" and chats.live(conversation)
 
 
-def test_closing_the_app_keeps_the_text_as_interrupted(chats, store):
-    conversation = begin(store)
-    chats.start(conversation, "Go on.", ENDLESS)
+def test_closing_the_app_keeps_the_text_as_interrupted(chats):
+    conversation = begin(chats)
+    chats.send(conversation, "Go on.", ENDLESS)
     text = grown(chats, conversation).text
     chats.close()
-    answer = store.messages(conversation)[-1]
+    answer = shown(chats, conversation)[-1]
     assert answer.state == "interrupted" and answer.content.startswith(text)
 
 
 def generating(store, owner):
-    conversation = begin(store)
-    [_, answer] = store.add_messages(
-        conversation, [("user", "hi", "complete"), ("assistant", "", "generating")]
-    )
-    store.update_message(answer.message_id, content="Half an", details=owner)
+    """A conversation whose answer a process with these details was at."""
+    conversations = Conversations(store)
+    conversation = conversations.add().conversation_id
+    half = NewMessage("assistant", "Half an", "generating", owner)
+    conversations.append(conversation, None, [NewMessage("user", "hi")], [half])
     return conversation
 
 
 def test_after_a_crash_the_answer_is_interrupted_and_its_text_is_there(runtime, store):
     dead = generating(store, {"owner_pid": 2**22 + 1, "owner_started": 1.0})
     reused_pid = generating(store, {"owner_pid": os.getpid(), "owner_started": 1.0})
-    Chats(runtime, store)
-    for conversation in (dead, reused_pid):
-        answer = store.messages(conversation)[-1]
+    ours = generating(store, this_process())  # of an app that was closed in this process
+    chats = Chats(runtime, store)
+    for conversation in (dead, reused_pid, ours):
+        answer = shown(chats, conversation)[-1]
         assert (answer.state, answer.content) == ("interrupted", "Half an")
+
+
+def test_an_answer_is_interrupted_as_soon_as_its_process_is_gone(chats, store):
+    conversation = generating(store, {"owner_pid": 2**22 + 1, "owner_started": 1.0})
+    assert shown(chats, conversation)[-1].state == "interrupted"
 
 
 def test_answers_of_another_living_process_are_left_alone(runtime, store):
     parent = psutil.Process(os.getppid())
     conversation = generating(store, {"owner_pid": parent.pid, "owner_started": parent.create_time()})
-    Chats(runtime, store)
-    assert store.messages(conversation)[-1].state == "generating"
+    chats = Chats(runtime, store)
+    assert shown(chats, conversation)[-1].state == "generating"
 
 
 def test_a_message_waits_for_an_engine_that_loads(settings, store, monkeypatch):
@@ -188,12 +208,13 @@ def test_a_message_waits_for_an_engine_that_loads(settings, store, monkeypatch):
     runtime = Runtime(settings)
     try:
         runtime.load(EngineSpec(engine="scripted"))
-        chats, conversation = Chats(runtime, store), begin(store)
-        chats.start(conversation, "Are you there?", {})
+        chats = Chats(runtime, store)
+        conversation = begin(chats)
+        chats.send(conversation, "Are you there?", {})
         time.sleep(0.2)
-        assert chats.live(conversation).phase == "waiting"
+        assert only(chats.live(conversation)).phase == "waiting"
         may_load.set()
-        assert ended(chats, store, conversation).state == "complete"
+        assert ended(chats, conversation).state == "complete"
     finally:
         may_load.set()
         runtime.close()
@@ -202,9 +223,10 @@ def test_a_message_waits_for_an_engine_that_loads(settings, store, monkeypatch):
 def test_without_an_engine_the_answer_says_why(settings, store):
     runtime = Runtime(settings)
     try:
-        chats, conversation = Chats(runtime, store), begin(store)
-        chats.start(conversation, "Are you there?", {})
-        answer = ended(chats, store, conversation)
+        chats = Chats(runtime, store)
+        conversation = begin(chats)
+        chats.send(conversation, "Are you there?", {})
+        answer = ended(chats, conversation)
         assert answer.state == "error" and "No model is loaded" in answer.details["error"]
     finally:
         runtime.close()
@@ -221,9 +243,10 @@ def test_an_engine_that_dies_leaves_text_and_cause(settings, store, monkeypatch)
     runtime = Runtime(settings)
     try:
         runtime.load(EngineSpec(engine="scripted"))
-        chats, conversation = Chats(runtime, store), begin(store)
-        chats.start(conversation, "Are you there?", {})
-        answer = ended(chats, store, conversation)
+        chats = Chats(runtime, store)
+        conversation = begin(chats)
+        chats.send(conversation, "Are you there?", {})
+        answer = ended(chats, conversation)
         assert answer.state == "error" and answer.content.startswith("scripted-")
         assert answer.details["error"] == "The engine's process ended. It is being restarted."
     finally:
@@ -234,12 +257,13 @@ def test_a_message_too_long_is_refused_and_does_not_spoil_the_next(settings, sto
     runtime = Runtime(settings)
     try:
         runtime.load(EngineSpec(engine="scripted", max_model_len=60))
-        chats, conversation = Chats(runtime, store), begin(store)
-        chats.start(conversation, "word " * 100, {})
-        refused = ended(chats, store, conversation)
+        chats = Chats(runtime, store)
+        conversation = begin(chats)
+        chats.send(conversation, "word " * 100, {})
+        refused = ended(chats, conversation)
         assert refused.state == "error" and "the context holds 60" in refused.details["error"]
-        chats.start(conversation, "short", {})
-        answer = ended(chats, store, conversation)
+        chats.send(conversation, "short", {})
+        answer = ended(chats, conversation)
         assert answer.state == "complete" and answer.details["dropped_turns"] == 0
     finally:
         runtime.close()
@@ -249,10 +273,11 @@ def test_a_long_conversation_drops_its_oldest_turns(settings, store):
     runtime = Runtime(settings)
     try:
         runtime.load(EngineSpec(engine="scripted", max_model_len=80))
-        chats, conversation = Chats(runtime, store), begin(store, system="Keep this.")
+        chats = Chats(runtime, store)
+        conversation = begin(chats, system="Keep this.")
         for number in range(6):
-            chats.start(conversation, f"message {number}", {"max_tokens": 20})
-            answer = ended(chats, store, conversation)
+            chats.send(conversation, f"message {number}", {"max_tokens": 20})
+            answer = ended(chats, conversation)
             assert answer.state == "complete"
         assert answer.details["dropped_turns"] > 0 and answer.details["dropped_turns"] % 2 == 0
         assert answer.details["prompt_tokens"] <= 60

@@ -50,7 +50,7 @@ def button(app, label):
 def send(app, text):
     app.chat_input[0].set_value(text).run()
     assert not app.exception
-    until(app, lambda: session.chats().live(app.query_params["c"]) is None)
+    until(app, lambda: not session.chats().live(app.query_params["c"]))
 
 
 # -- shell, engine bar, home -------------------------------------------------------
@@ -181,11 +181,11 @@ def test_system_prompt_and_parameters_belong_to_the_conversation(app):
     app.number_input(key="chat:new:max_tokens").set_value(2)
     app.slider(key="chat:new:temperature").set_value(0.25).run()
     send(app, "one two three four five")
-    conversation = session.store().conversation(app.query_params["c"])
+    conversation = session.chats().conversations.get(app.query_params["c"])
     assert conversation.system == "Be brief." and conversation.params["temperature"] == 0.25
     assert "cut at max\\_tokens" in words(app) or "cut at max_tokens" in words(app)
     app.slider(key=f"chat:{conversation.conversation_id}:temperature").set_value(0.5).run()
-    kept = session.store().conversation(conversation.conversation_id)
+    kept = session.chats().conversations.get(conversation.conversation_id)
     assert kept.params["temperature"] == 0.5 and kept.params["max_tokens"] == 2
     open_page(app, "home")
     open_page(app, "chat")
@@ -199,11 +199,11 @@ def test_stop_and_regenerate(app, monkeypatch):
     app.chat_input[0].set_value("Take your time, please, with this long question of mine").run()
     assert app.chat_input[0].disabled
     button(app, "Stop").click().run()
-    until(app, lambda: session.chats().live(app.query_params["c"]) is None)
+    until(app, lambda: not session.chats().live(app.query_params["c"]))
     assert "stopped by you" in words(app) and not app.chat_input[0].disabled
     monkeypatch.setattr(engine, "_seconds_per_token", 0.0)
     button(app, "Regenerate").click().run()
-    until(app, lambda: session.chats().live(app.query_params["c"]) is None)
+    until(app, lambda: not session.chats().live(app.query_params["c"]))
     assert "stopped by you" not in words(app) and len(app.chat_message) == 2
 
 
@@ -217,9 +217,9 @@ def test_new_list_clear_and_delete(app):
     app.button(key=f"chat:open:{first}").click().run()
     assert app.chat_message[0].text[0].value == "First chat"
     button(app, "Clear all messages").click().run()
-    assert not app.chat_message and not session.store().messages(first)
+    assert not app.chat_message and not session.chats().conversations.messages(first)
     app.button(key=f"chat:delete:{first}").click().run()
-    assert not app.exception and session.store().conversation(first) is None
+    assert not app.exception and session.chats().conversations.get(first) is None
 
 
 def test_an_error_is_shown_under_its_question(app):
@@ -248,7 +248,7 @@ def test_stop_texts_are_one_a_line_with_escapes(app):
     open_page(app, "chat")
     app.text_area(key="chat:new:stop").set_value("END\n\\n\\n\na\\\\b").run()
     send(app, "hi")
-    kept = session.store().conversation(app.query_params["c"])
+    kept = session.chats().conversations.get(app.query_params["c"])
     assert kept.params["stop"] == ["END", "\n\n", "a\\b"]
 
 
@@ -257,7 +257,7 @@ def test_a_value_that_cannot_be_used_is_named_and_left_out(app):
     app.text_input(key="chat:new:logit_bias").set_value("{nonsense").run()
     assert "logit\\_bias" in app.error[0].value
     send(app, "hi")
-    assert "logit_bias" not in session.store().conversation(app.query_params["c"]).params
+    assert "logit_bias" not in session.chats().conversations.get(app.query_params["c"]).params
 
 
 def test_reset_brings_the_defaults_back(app):

@@ -6,7 +6,7 @@ from typing import Any
 
 import streamlit as st
 
-from core.store import Conversation
+from core.conversations import Conversation
 from pages.parts import session
 from pages.parts.markdown import plain_text
 from pages.parts.sampling_form import sampling_form
@@ -19,7 +19,7 @@ _POPOVER_PIXELS = 420
 def current() -> Conversation | None:
     """The conversation of the address (?c=ID) or else the last one in this tab; None: a new one."""
     wanted = st.query_params.get("c") or st.session_state.get(_CURRENT)
-    conversation = session.store().conversation(wanted) if wanted else None
+    conversation = session.chats().conversations.get(wanted) if wanted else None
     if wanted and conversation is None:
         st.toast("That conversation was deleted.")
     _show(conversation.conversation_id if conversation else None)
@@ -27,7 +27,7 @@ def current() -> Conversation | None:
 
 
 def create(system: str, params: dict[str, Any]) -> Conversation:
-    conversation = session.store().add_conversation(system=system, params=params)
+    conversation = session.chats().create(system, params)
     _show(conversation.conversation_id)
     return conversation
 
@@ -62,7 +62,7 @@ def _settings(conversation: Conversation | None) -> tuple[str, dict[str, Any]]:
         initial=conversation.params if conversation else None,
     )
     if conversation and (system, params) != (conversation.system, dict(conversation.params)):
-        session.store().update_conversation(conversation.conversation_id, system=system, params=params)
+        session.chats().conversations.update(conversation.conversation_id, system=system, params=params)
     if conversation and st.button("Clear all messages", icon=":material/delete_sweep:"):
         session.chats().clear(conversation.conversation_id)
         st.rerun()
@@ -70,7 +70,7 @@ def _settings(conversation: Conversation | None) -> tuple[str, dict[str, Any]]:
 
 
 def _list(current: Conversation | None) -> None:
-    conversations = session.store().conversations(_LISTED)
+    conversations = session.chats().conversations.list(_LISTED)
     if not conversations:
         st.caption("Your chats will be listed here.")
         return
