@@ -98,8 +98,7 @@ def _render(
         if not engine.info.has_chat_template:
             return plain_text(messages), True
         # the template writes the special tokens itself
-        (text,) = engine.render_chat([messages], options) if options else engine.render_chat([messages])
-        return text, False
+        return engine.render_chat([messages], options)[0], False
     found = prompt_styles.wrapper_of(style, wrapper)
     text = found.render(messages) if found else "".join(message.content for message in messages)
     return text, True

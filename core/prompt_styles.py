@@ -16,6 +16,7 @@ import sqlalchemy as sa
 from sqlalchemy.dialects import sqlite
 
 from core.catalogue_schema import wrappers as _wrappers
+from core.engines.base import Engine
 from core.errors import TemplateError
 from core.store import Store
 from core.types import Message
@@ -105,6 +106,25 @@ def stops(style: str, wrapper: Wrapper | None = None) -> tuple[str, ...]:
     """The texts that end an answer in this style, beside the request's own. Raises as `wrapper_of`."""
     found = wrapper_of(style, wrapper)
     return found.stop if found else ()
+
+
+def with_stops(
+    params: Mapping[str, Any], engine: Engine, style: str, wrapper: Wrapper | None = None
+) -> dict[str, Any]:
+    """`params` with what ends an answer in this style. Raises as `wrapper_of`.
+
+    A stop that is a control token of the model is given by its id too: such tokens are no text.
+    """
+    texts = stops(style, wrapper)
+    if not texts:
+        return dict(params)
+    encoded = engine.encode(texts)
+    pieces = [engine.pieces(token_ids)[0] for token_ids in encoded if len(token_ids) == 1]
+    added = {"stop": texts, "stop_token_ids": [piece.token_id for piece in pieces if piece.special]}
+    return {
+        **params,
+        **{name: list(dict.fromkeys([*params.get(name, ()), *more])) for name, more in added.items() if more},
+    }
 
 
 class Wrappers:

@@ -131,3 +131,12 @@ def test_shipped_wrappers_stay_as_they_are(store, name):
         wrappers.save(wrapper(name=name))
     with pytest.raises(TemplateError, match="comes with the workbench"):
         wrappers.delete(name)
+
+
+def test_stops_join_the_requests_own_and_control_tokens_stop_by_their_id():
+    made = engine()
+    own = wrapper(stop=("<user>", "two words", "END"))
+    params = prompt_styles.with_stops({"stop": ["END", "x"], "top_k": 5}, made, "own", own)
+    (mark,) = made.encode(["<user>"])
+    assert params == {"stop": ["END", "x", "<user>", "two words"], "stop_token_ids": mark, "top_k": 5}
+    assert prompt_styles.with_stops({"top_k": 5}, made, "chat") == {"top_k": 5}
