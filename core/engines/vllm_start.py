@@ -56,6 +56,7 @@ def start(spec: EngineSpec, model: LocalModel, choice: Choice, stat_logger: Call
         scheduling_policy="priority",
         enable_prefix_caching=True,
         enable_log_requests=False,
+        max_logprobs=-1,  # the next token's whole distribution may be asked for
         # only xgrammar keeps white space out, in which a small model loses itself until max_tokens
         structured_outputs_config=StructuredOutputsConfig(backend="xgrammar", disable_any_whitespace=True),
         **choice.arguments,

