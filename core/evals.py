@@ -149,11 +149,16 @@ def token_f1_of(answer: str, reference: str) -> float:
 def rouge_l(answer: str, reference: str) -> float:
     """F1 (beta 1) of the longest common subsequence of words (Lin, 'ROUGE', ACL 2004 workshop).
 
-    Words as in Google's rouge-score without stemming: lower case, everything but letters and
-    digits separates; letters of all scripts here, Han and kana singly.
+    `words` as in Google's rouge-score without stemming: lower case, everything but letters and
+    digits separates; letters of all scripts here.
     """
-    said, wanted = (folded(text).translate(_WORDS).split() for text in (answer, reference))
+    said, wanted = words(answer), words(reference)
     return _f1(LCSseq.similarity(said, wanted), len(said), len(wanted))
+
+
+def words(text: str) -> list[str]:
+    """The text's words as ROUGE-L counts them: case folded, no punctuation, Han and kana singly."""
+    return folded(text).translate(_WORDS).split()
 
 
 def _f1(common: int, said: int, wanted: int) -> float:
