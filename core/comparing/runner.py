@@ -11,19 +11,24 @@ from collections import Counter, deque
 from collections.abc import Mapping
 from concurrent.futures import Future, wait
 from dataclasses import dataclass, field
+from typing import Any
 
 from core.answers import Answer
 from core.comparing.cells import Cell, CellStore, Kept, Listed, Measured, Place
 from core.comparing.spec import ComparisonSpec, messages_of, params_of
+from core.comparing.votes import Votes
 from core.errors import WorkbenchError
+from core.prompt_styles import Wrapper, Wrappers
 from core.runtime import Runtime
 from core.sampling import BY_NAME
 from core.store import MessageState, Store
+from core.types import Priority
 
 _log = logging.getLogger(__name__)
 _SAVE_EVERY_S = 0.4
 _CLOSE_PATIENCE_S = 10.0
 _UNENDED = ("waiting", "generating")
+_LOGPROB = 2  # its place in a token as `core.answers.read_logprobs` reads it
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -68,6 +73,7 @@ class _Running:
     spec: ComparisonSpec
     cells: dict[Place, Cell]
     pending: deque[Place]
+    wrappers: Mapping[str, Wrapper]
     answers: dict[Place, Answer] = field(default_factory=dict)
     saved: dict[Place, int] = field(default_factory=dict)
     future: Future[None] | None = None
@@ -81,7 +87,17 @@ class _Running:
         if answer is None:
             return self.cells.get(place) or Cell("", "waiting")
         live = answer.live() if answer.state == "generating" else None
-        return Cell(answer.text, answer.state, answer.details, live)
+        return Cell(answer.text, answer.state, self._details(answer), live)
+
+    def _details(self, answer: Answer) -> dict[str, Any]:
+        """The answer's figures, its mean log-probability per token, and its tokens where they are kept."""
+        details = answer.details
+        logprobs = answer.logprobs
+        if logprobs:
+            details["mean_logprob"] = statistics.fmean(token[_LOGPROB] for token in logprobs)
+            if self.spec.top_logprobs is not None:
+                details["logprobs"] = logprobs
+        return details
 
 
 class Comparisons:
@@ -93,11 +109,13 @@ class Comparisons:
         self._store = store
         self._lock = threading.Lock()
         self._live: dict[str, _Running] = {}
+        self.votes = Votes(self._cells)
 
     def start(self, spec: ComparisonSpec) -> str:
-        """Generate every cell; returns the comparison's id."""
+        """Generate every cell; returns the comparison's id. Raises TemplateError for an unknown style."""
+        wrappers = self._wrappers_of(spec)
         comparison_id = self._cells.add(spec)
-        self._begin(_Running(comparison_id, spec.title, spec, {}, deque(_places(spec))))
+        self._begin(_Running(comparison_id, spec.title, spec, {}, deque(_places(spec)), wrappers))
         return comparison_id
 
     def resume(self, comparison_id: str) -> None:
@@ -106,6 +124,7 @@ class Comparisons:
         Raises WorkbenchError when there is no such comparison, or somebody works on it.
         """
         kept = self._found(comparison_id)
+        wrappers = self._wrappers_of(kept.spec)
         with self._lock:
             busy = comparison_id in self._live
         if busy or not self._cells.take(comparison_id):
@@ -116,7 +135,7 @@ class Comparisons:
             if cell.state == "complete"
         }
         pending = deque(place for place in _places(kept.spec) if place not in done)
-        self._begin(_Running(comparison_id, kept.name, kept.spec, done, pending))
+        self._begin(_Running(comparison_id, kept.name, kept.spec, done, pending, wrappers))
 
     def stop(self, comparison_id: str) -> None:
         """Ask no further cells, and abort those being generated; their texts so far are kept."""
@@ -206,6 +225,11 @@ class Comparisons:
             raise WorkbenchError(f"There is no comparison {comparison_id}.", hint="It was deleted.")
         return kept
 
+    def _wrappers_of(self, spec: ComparisonSpec) -> dict[str, Wrapper]:
+        wrappers = Wrappers(self._store)
+        found = {style: wrappers.find(style) for style in {one.style for one in spec.sets}}
+        return {style: wrapper for style, wrapper in found.items() if wrapper is not None}
+
     def _begin(self, running: _Running) -> None:
         with self._lock:
             running.future = self._runtime.spawn(self._run(running))
@@ -253,8 +277,16 @@ class Comparisons:
 
     def _ask(self, running: _Running, place: Place) -> asyncio.Task[None]:
         one = running.spec.sets[place.set]
-        messages = messages_of(running.spec.prompts[place.prompt], one)
-        answer = Answer(messages, params_of(one, running.spec.seeds[place.sample]))
+        answer = Answer(
+            messages_of(running.spec.prompts[place.prompt], one),
+            params_of(one, running.spec.seeds[place.sample]),
+            style=one.style,
+            wrapper=running.wrappers.get(one.style),
+            template_options=one.template_options,
+            # the mean log-probability is a score; a beam search tells none
+            top_logprobs=None if "beam_width" in one.params else running.spec.top_logprobs or 0,
+            priority=Priority.COMPARE,
+        )
         running.answers[place] = answer
         return asyncio.create_task(self._answer(running, answer))
 
