@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import streamlit as st
 
 from core.chat import Chats
-from core.compare import Comparisons
+from core.comparing.runner import Comparisons
 from core.errors import WorkbenchError
 from core.presets import Presets
 from core.prompt_styles import Wrappers
