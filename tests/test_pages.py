@@ -289,37 +289,6 @@ def test_untouched_values_follow_the_model_and_touched_ones_stay():
     assert "seed" not in params and "ignore_eos" not in params
 
 
-# -- compare ------------------------------------------------------------------------
-
-
-def compare(app, prompt):
-    open_page(app, "compare")
-    app.text_area[0].set_value(prompt).run()
-    button(app, "Run").click().run()
-    assert not app.exception
-    until(app, lambda: not session.comparisons().view(app.query_params["x"]).is_live)
-
-
-def test_compare_runs_three_temperatures_and_reopens(app):
-    compare(app, "Why is the sky blue?")
-    view = session.comparisons().view(app.query_params["x"])
-    assert [cell.params["temperature"] for cell in view.cells] == [0.0, 0.7, 1.2]
-    assert sum("TTFT" in caption.value for caption in app.caption) == 3
-    open_page(app, "home")
-    open_page(app, "compare")
-    assert app.text_area[0].value == "Why is the sky blue?"
-    button(app, "New").click().run()
-    assert app.text_area[0].value == ""
-    app.button(key=f"compare:open:{view.comparison_id}").click().run()
-    assert app.text_area[0].value == "Why is the sky blue?"
-
-
-def test_compare_refuses_an_empty_prompt(app):
-    open_page(app, "compare")
-    button(app, "Run").click().run()
-    assert "prompt is empty" in app.error[0].value and "x" not in app.query_params
-
-
 # -- figures ------------------------------------------------------------------------
 
 
