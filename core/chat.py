@@ -12,7 +12,14 @@ from typing import Any
 
 from core import reasoning
 from core.answers import Answer, Earlier, LiveAnswer
-from core.conversations import ChatOptions, Conversation, Conversations, NewMessage, StoredMessage
+from core.conversations import (
+    ChatOptions,
+    Conversation,
+    Conversations,
+    NewMessage,
+    StoredMessage,
+    check_answers,
+)
 from core.errors import WorkbenchError
 from core.prompt_styles import Wrappers
 from core.runtime import Runtime
@@ -61,6 +68,7 @@ class Chats:
         """
         with self._asking:
             conversation = self._free(conversation_id)
+            _refuse_blank(text)
             path = [turn.message for turn in self.conversations.thread(conversation_id)]
             return self._ask(conversation, path, params, n, asked=text)
 
@@ -69,8 +77,7 @@ class Chats:
     ) -> tuple[str, ...]:
         """Answer again: a new version of this answer, or an answer to this user's message; as `send`."""
         with self._asking:
-            path = self.conversations.path(message_id)
-            conversation = self._free(path[-1].conversation_id)
+            conversation, path = self._free_path(message_id)
             path = path if path[-1].role == "user" else path[:-1]
             if not path or path[-1].role != "user":
                 raise WorkbenchError("There is nothing to answer again.", hint="Write a message first.")
@@ -82,8 +89,8 @@ class Chats:
         A user's message is answered anew (the answers' ids are returned); an answer just has this text.
         """
         with self._asking:
-            path = self.conversations.path(message_id)
-            conversation = self._free(path[-1].conversation_id)
+            conversation, path = self._free_path(message_id)
+            _refuse_blank(text)
             if path[-1].role == "user":
                 return self._ask(conversation, path[:-1], params, None, asked=text)
             edited = NewMessage("assistant", text, details={"edited": True})
@@ -93,18 +100,31 @@ class Chats:
     def go_on(self, message_id: str, params: Mapping[str, Any]) -> None:
         """Continue an answer that was cut, stopped or edited, in place; what is there stays if it fails."""
         with self._asking:
-            path = self.conversations.path(message_id)
+            conversation, path = self._free_path(message_id)
             message = path[-1]
-            conversation = self._free(message.conversation_id)
             if message.role != "assistant" or message.details.get("finish_reason") == "stop":
                 raise WorkbenchError("This answer came to its end.", hint="Regenerate or edit it instead.")
             if self.conversations.has_followers(message_id):
                 raise WorkbenchError("The chat went on after this answer.", hint="Branch from it first.")
+            if params.get("structured_outputs"):
+                raise WorkbenchError("An answer with a given shape can't go on.", hint="Regenerate it.")
             earlier = Earlier(message.content, message.details)
-            answer = self._answer(conversation, path[:-1], params, earlier=earlier)
+            answer = self._answer(conversation, path[:-1], _of_sample(params, 0), earlier=earlier)
             details = {**message.details, **this_process()}
             self.conversations.update_message(message_id, state="generating", details=details)
             self._spawn(conversation.conversation_id, {message_id: answer})
+
+    def history(self, conversation_id: str, text: str | None = None) -> list[Message]:
+        """What the model is shown of the branch that is shown, or would be if `text` were sent now."""
+        conversation = self._found(conversation_id)
+        path = [turn.message for turn in self.conversations.thread(conversation_id)]
+        return prompt_messages(conversation.system, path, text, conversation.options.reasoning)
+
+    def history_of(self, message_id: str) -> list[Message]:
+        """What the model is shown to write this answer."""
+        path = self.conversations.path(message_id)
+        conversation = self._found(path[-1].conversation_id)
+        return prompt_messages(conversation.system, path[:-1], None, conversation.options.reasoning)
 
     def stop(self, conversation_id: str, message_id: str | None = None) -> None:
         """Abort the answers being generated, or just this one; their texts so far are kept."""
@@ -157,9 +177,9 @@ class Chats:
         asked: str | None = None,
     ) -> tuple[str, ...]:
         """Answer the path as it is, or with the user's message `asked` behind it."""
-        if asked is not None and not asked.strip():
-            raise WorkbenchError("The message is empty.", hint="Write one.")
-        sets = [_of_sample(params, number) for number in range(n or conversation.options.n)]
+        n = conversation.options.n if n is None else n
+        check_answers(n)
+        sets = [_of_sample(params, number) for number in range(n)]
         answers = [self._answer(conversation, path, one, asked=asked) for one in sets]
         owned = [{**answer.details, **this_process()} for answer in answers]
         added = self.conversations.append(
@@ -184,12 +204,13 @@ class Chats:
     ) -> Answer:
         options = conversation.options
         return Answer(
-            _messages(conversation.system, path, asked, options.reasoning),
+            prompt_messages(conversation.system, path, asked, options.reasoning),
             params,
             style=options.style,
             wrapper=self._wrappers.find(options.style),
             template_options=options.template_options,
-            top_logprobs=options.top_logprobs,
+            # a beam search weighs whole answers: it has no tokens to show
+            top_logprobs=None if params.get("beam_width") else options.top_logprobs,
             earlier=earlier,
         )
 
@@ -236,11 +257,15 @@ class Chats:
             self._live.pop(conversation_id, None)
 
     def _free(self, conversation_id: str) -> Conversation:
-        """The conversation, unless one of its answers is being generated."""
-        if self._live_of(conversation_id):
+        """The conversation, unless one of its answers is being generated, here or in another process."""
+        others = [one for one in self.conversations.unfinished(conversation_id) if _is_answering(one)]
+        if self._live_of(conversation_id) or others:
             raise WorkbenchError(
                 "This conversation is being answered.", hint="Wait for the answer, or stop it first."
             )
+        return self._found(conversation_id)
+
+    def _found(self, conversation_id: str) -> Conversation:
         conversation = self.conversations.get(conversation_id)
         if conversation is None:
             raise WorkbenchError(
@@ -248,12 +273,26 @@ class Chats:
             )
         return conversation
 
+    def _free_path(self, message_id: str) -> tuple[Conversation, list[StoredMessage]]:
+        """The messages up to this one, read once nothing is written to them any more."""
+        conversation = self._free(self.conversations.message(message_id).conversation_id)
+        return conversation, self.conversations.path(message_id)
+
     def _interrupt_what_nobody_generates(self) -> None:
         """Answers of processes that died. Our own process is new and generates none yet."""
-        ours = this_process()
-        for message in self.conversations.in_state("generating"):
-            if message.state == "interrupted" or ours.items() <= message.details.items():
+        for message in self.conversations.unfinished():
+            if not _is_answering(message):
                 self.conversations.update_message(message.message_id, state="interrupted")
+
+
+def _is_answering(message: StoredMessage) -> bool:
+    """Whether another process that lives generates this answer."""
+    return message.state == "generating" and not this_process().items() <= message.details.items()
+
+
+def _refuse_blank(text: str) -> None:
+    if not text.strip():
+        raise WorkbenchError("The message is empty.", hint="Write one.")
 
 
 def title_of(text: str) -> str:
@@ -270,7 +309,7 @@ def _of_sample(params: Mapping[str, Any], number: int) -> dict[str, Any]:
     return one
 
 
-def _messages(
+def prompt_messages(
     system: str, path: Sequence[StoredMessage], asked: str | None, parser: str = reasoning.AUTO
 ) -> list[Message]:
     """What the model is shown: answers without their reasoning, as the models are trained.
