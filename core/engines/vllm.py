@@ -26,6 +26,7 @@ from core.engines.guard import Guard
 from core.engines.vllm_info import describe, end_ids
 from core.engines.vllm_models import Tokenizer, locate, read_facts
 from core.engines.vllm_params import (
+    MOST_SCORED_TOKENS,
     canonical,
     completion,
     distribution_params,
@@ -49,6 +50,7 @@ from core.engines.vllm_start import (
 )
 from core.engines.vllm_stats import Counters, stat_logger
 from core.engines.vllm_structures import Structures
+from core.engines.vllm_turns import Turns
 from core.errors import EngineDied, EngineUnavailable, RequestRejected
 from core.settings import Settings
 from core.types import (
@@ -156,6 +158,7 @@ class VllmEngine:
         self._end_ids = end_ids(tokenizer, info)
         self._numbers = itertools.count()
         self._structures = Structures(self._make_ready)
+        self._turns = Turns()
 
     @property
     def chat_template(self) -> str | None:
@@ -228,12 +231,14 @@ class VllmEngine:
     ) -> dict[int, float]:
         """Those of the tokens `wanted`, each as the next one after the prompt `ids` and `node`."""
         found: dict[int, float] = {}
-        for params in scoring_params(wanted):
-            name = f"{request.id}-score-{next(self._numbers)}"
-            async for output in self._outputs(name, [*ids, *node], params, request.priority):
-                part = output.outputs[0]
-                finish_reason(part)
-                found |= {token: entry.logprob for token, entry in part.logprobs[0].items()}
+        for begin in range(0, len(wanted), MOST_SCORED_TOKENS):
+            tokens = wanted[begin : begin + MOST_SCORED_TOKENS]
+            for params in scoring_params(tokens, forced=self._turns.alternatives > 0):
+                name = f"{request.id}-score-{next(self._numbers)}"
+                async for output in self._outputs(name, [*ids, *node], params, request.priority):
+                    part = output.outputs[0]
+                    finish_reason(part)
+                    found |= {token: entry.logprob for token, entry in part.logprobs[0].items()}
         return found
 
     async def next_logprobs(self, request: Request) -> np.ndarray:
@@ -281,16 +286,19 @@ class VllmEngine:
         return self._engine
 
     async def _outputs(self, name: str, ids: Sequence[int], params: Any, priority: int) -> AsyncIterator[Any]:
-        engine = self._alive()
-        self._live += 1
-        try:
-            with self._errors():
-                generated = engine.generate({"prompt_token_ids": ids}, params, name, priority=int(priority))
-                async with contextlib.aclosing(generated) as outputs:
-                    async for output in outputs:
-                        yield output
-        finally:
-            self._live -= 1
+        async with self._turns.of(params):
+            engine = self._alive()
+            self._live += 1
+            try:
+                with self._errors():
+                    generated = engine.generate(
+                        {"prompt_token_ids": ids}, params, name, priority=int(priority)
+                    )
+                    async with contextlib.aclosing(generated) as outputs:
+                        async for output in outputs:
+                            yield output
+            finally:
+                self._live -= 1
 
     @contextlib.contextmanager
     def _errors(self) -> Iterator[None]:

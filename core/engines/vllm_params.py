@@ -14,7 +14,8 @@ from core.errors import RequestRejected
 from core.types import Completion, Sample, Timing, TokenLogprob
 
 _FINISH_REASONS = {"stop": "stop", "length": "length", "abort": "abort", "repetition": "stop"}
-_MOST_SCORED_TOKENS = 128  # vLLM's MAX_LOGPROB_TOKEN_IDS
+MOST_SCORED_TOKENS = 128
+"""vLLM's MAX_LOGPROB_TOKEN_IDS."""
 
 
 def canonical(params: Mapping[str, Any]) -> str:
@@ -45,11 +46,12 @@ def sampling_params(canonical: str, streaming: bool, top_logprobs: int | None = 
     return SamplingParams(output_kind=kind, **params)
 
 
-def scoring_params(token_ids: Sequence[int]) -> list[Any]:
+def scoring_params(token_ids: Sequence[int], *, forced: bool = False) -> list[Any]:
     """Requests that together give the log-probabilities of `token_ids` as the next token.
 
-    Where vLLM knows no such question (0.26), each token is forced in turn, and its
-    log-probability, which vLLM takes before anything is forced, is read.
+    At most MOST_SCORED_TOKENS at once. When `forced`, or where vLLM knows no such question (0.26),
+    each token is forced in turn, and its log-probability, which vLLM takes before anything is
+    forced, is read.
     """
     from vllm import SamplingParams
     from vllm.sampling_params import RequestOutputKind
@@ -57,11 +59,9 @@ def scoring_params(token_ids: Sequence[int]) -> list[Any]:
     common = {
         "max_tokens": 1, "temperature": 0.0, "detokenize": False, "output_kind": RequestOutputKind.FINAL_ONLY,
     }  # fmt: skip
-    if not _asks_for_tokens():
+    if forced or not _asks_for_tokens():
         return [SamplingParams(logprobs=0, allowed_token_ids=[token], **common) for token in token_ids]
-    starts = range(0, len(token_ids), _MOST_SCORED_TOKENS)
-    parts = [list(token_ids[start : start + _MOST_SCORED_TOKENS]) for start in starts]
-    return [SamplingParams(logprob_token_ids=part, **common) for part in parts]
+    return [SamplingParams(logprob_token_ids=list(token_ids), **common)]
 
 
 @functools.cache
