@@ -10,7 +10,7 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from core import prompt_styles
+from core import prompt_styles, reasoning
 from core.chat_templates import fit
 from core.engines.base import Engine
 from core.errors import WorkbenchError
@@ -27,13 +27,17 @@ _LOGPROB_DIGITS = 5
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LiveAnswer:
-    """What there is of an answer now. `phase` "waiting": for the engine to be loaded."""
+    """What there is of an answer now. `phase` "waiting": for the engine to be loaded.
+
+    `begins_inside`: the prompt ended with a mark that opens the model's reasoning.
+    """
 
     text: str
     phase: Literal["waiting", "generating", "stopping"]
     output_tokens: int
     ttft_s: float | None
     output_tokens_per_s: float | None
+    begins_inside: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,6 +79,7 @@ class Answer:
         self._earlier = earlier
         self._parts: list[str] = []
         self._logprobs: list[list[Any]] = []
+        self._begins_inside = False
         self._model = ""
         self._prompt_tokens: int | None = None
         self._dropped_turns = 0
@@ -115,15 +120,17 @@ class Answer:
             "dropped_turns": self._dropped_turns,
             "error": self._error,
         }
+        if self._begins_inside:  # `core.reasoning` can't know it from the answer
+            figures["begins_inside"] = True
         return _added_up(self._earlier.details, figures) if self._earlier else figures
 
     @property
     def logprobs(self) -> list[list[Any]] | None:
         """The tokens as `read_logprobs` reads them, of the whole answer; None where a part has none."""
-        earlier = self._earlier.details.get("logprobs") if self._earlier else []
-        if earlier is None and not self._earlier.text:
-            earlier = []
-        return [*earlier, *self._logprobs] if self._logprobs and earlier is not None else None
+        earlier = list(self._earlier.details.get("logprobs", ())) if self._earlier else []
+        lacks_earlier = bool(self._earlier and self._earlier.text and not earlier)
+        lacks_added = bool(self._tokens() and not self._logprobs)
+        return None if lacks_earlier or lacks_added else [*earlier, *self._logprobs] or None
 
     def live(self) -> LiveAnswer:
         """A snapshot for drawing."""
@@ -134,6 +141,7 @@ class Answer:
             output_tokens=details["output_tokens"],
             ttft_s=details["ttft_s"],
             output_tokens_per_s=details["output_tokens_per_s"],
+            begins_inside=self._begins_inside,
         )
 
     async def run(self, runtime: Runtime, save: Callable[[], Awaitable[None]]) -> None:
@@ -187,6 +195,7 @@ class Answer:
 
     async def _request(self, engine: Engine) -> Request:
         max_tokens = self._params.get("max_tokens", BY_NAME["max_tokens"].default)
+        continued = self._earlier.text if self._earlier else ""
         # long conversations take a while to tokenize: not on the loop that feeds everybody's answers
         prompt = await asyncio.to_thread(
             fit,
@@ -196,9 +205,10 @@ class Answer:
             style=self._style,
             wrapper=self._wrapper,
             options=self._template_options,
-            continued=self._earlier.text if self._earlier else "",
+            continued=continued,
         )
         self._prompt_tokens, self._dropped_turns = prompt.tokens, prompt.dropped_turns
+        self._begins_inside = reasoning.opened_by(prompt.text.removesuffix(continued))
         params = dict(self._params)
         if stops := prompt_styles.stops(self._style, self._wrapper):
             params["stop"] = list(dict.fromkeys([*(params.get("stop") or ()), *stops]))
@@ -262,6 +272,9 @@ def _added_up(earlier: Mapping[str, Any], added: Mapping[str, Any]) -> dict[str,
         "output_tokens": tokens + added["output_tokens"],
         "part_tokens": added["output_tokens"],
     }
+    together["model"] = added["model"] or earlier.get("model", "")
+    together["dropped_turns"] = max(added["dropped_turns"], earlier.get("dropped_turns") or 0)
+    together |= {name: earlier[name] for name in ("edited", "begins_inside") if earlier.get(name)}
     for name in ("prompt_tokens", "cached_tokens", "ttft_s"):  # the wait and the prompt were the first part's
         if tokens and earlier.get(name) is not None:
             together[name] = earlier[name]

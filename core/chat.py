@@ -322,10 +322,10 @@ def prompt_messages(
         if message.role == "user":
             told.append(message.as_message())
         elif message.content:
+            inside = bool(message.details.get("begins_inside"))
+            answer = reasoning.split(message.content, parser, begins_inside=inside).answer
             # all of it where the answer was cut while the model was thinking
-            told.append(
-                Message("assistant", reasoning.split(message.content, parser).answer or message.content)
-            )
+            told.append(Message("assistant", answer or message.content))
     if asked is not None:
         told.append(Message("user", asked))
     answered = [

@@ -12,14 +12,19 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any
 
+import pydantic
 import sqlalchemy as sa
 
+from core import reasoning
 from core.catalogue_schema import conversations as _conversations
 from core.catalogue_schema import messages as _messages
-from core.errors import WorkbenchError
+from core.errors import ParameterError, WorkbenchError
+from core.message_tree import MessageTree
 from core.store import MessageState, Store, is_alive, new_id
 from core.transcripts import Transcript
 from core.types import Message, Role
+
+MAX_ANSWERS = 16
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -35,12 +40,34 @@ class ChatOptions:
     template_options: Mapping[str, Any] = field(default_factory=dict)
     top_logprobs: int | None = None
     n: int = 1
-    reasoning: str = "auto"
+    reasoning: str = reasoning.AUTO
+
+    def __post_init__(self) -> None:
+        """Raises ParameterError."""
+        check_answers(self.n)
+        if self.reasoning not in (reasoning.AUTO, reasoning.NONE, *reasoning.PARSERS):
+            raise ParameterError(f"There is no reasoning parser {self.reasoning!r}.", hint="Choose another.")
 
     @classmethod
     def of(cls, kept: Mapping[str, Any]) -> ChatOptions:
-        """From JSON; what a later version added is left out."""
-        return cls(**{one.name: kept[one.name] for one in fields(cls) if one.name in kept})
+        """From JSON; what a later version added is left out. Raises ParameterError."""
+        given = {one.name: kept[one.name] for one in fields(cls) if one.name in kept}
+        try:
+            return _OPTIONS.validate_python(given)
+        except pydantic.ValidationError as error:
+            first = error.errors()[0]
+            raise ParameterError(
+                f"The chat option {first['loc'][-1]}: {first['msg']}.", hint="Correct or remove it."
+            ) from error
+
+
+_OPTIONS = pydantic.TypeAdapter(ChatOptions)
+
+
+def check_answers(n: int) -> None:
+    """Raises ParameterError for a number of answers that can't be given at once."""
+    if not 1 <= n <= MAX_ANSWERS:
+        raise ParameterError(f"{n} answers at once.", hint=f"Ask for 1 to {MAX_ANSWERS}.")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -190,9 +217,7 @@ class Conversations:
         """The branch that is shown, from its first message to the head."""
         conversation = self.get(conversation_id)
         tree = self._tree(conversation_id)
-        if conversation is None or not tree.parents:
-            return []
-        return self._turns(tree, tree.path(conversation.head_id))
+        return self._turns(tree, tree.path(conversation.head_id)) if conversation else []
 
     def path(self, message_id: str) -> list[StoredMessage]:
         """From the first message of its branch to this one. Raises as `message`."""
@@ -204,10 +229,12 @@ class Conversations:
         query = sa.select(_messages.c.message_id).where(_messages.c.parent_id == message_id).limit(1)
         return self._store.first(query) is not None
 
-    def in_state(self, state: MessageState) -> list[StoredMessage]:
-        """Messages that say of themselves that they are in this state, of all conversations."""
-        query = sa.select(_messages).where(_messages.c.state == state)
-        return [StoredMessage(**row) for row in self._store.all(query)]
+    def unfinished(self, conversation_id: str | None = None) -> list[StoredMessage]:
+        """Answers kept as "generating", of this or of all conversations. They read as all others do."""
+        query = sa.select(_messages).where(_messages.c.state == "generating")
+        if conversation_id is not None:
+            query = query.where(_messages.c.conversation_id == conversation_id)
+        return [_message(row) for row in self._store.all(query)]
 
     def append(
         self,
@@ -263,7 +290,8 @@ class Conversations:
         """A new conversation with a copy of the messages up to this one. Raises as `message`."""
         path = self.path(message_id)
         of = self.get(path[0].conversation_id)
-        copied = self.add(system=of.system, params=of.params, options=of.options, title=of.title)
+        title = f"{of.title} (branch)" if of.title and not of.title.endswith("(branch)") else of.title
+        copied = self.add(system=of.system, params=of.params, options=of.options, title=title)
         line = [NewMessage(one.role, one.content, one.state, one.details) for one in path]
         self.append(copied.conversation_id, None, line)
         return self.get(copied.conversation_id)
@@ -309,12 +337,12 @@ class Conversations:
 
     # -- the tree -----------------------------------------------------------
 
-    def _tree(self, conversation_id: str) -> _Tree:
+    def _tree(self, conversation_id: str) -> MessageTree:
         query = sa.select(_messages.c.message_id, _messages.c.parent_id)
         query = query.where(_messages.c.conversation_id == conversation_id).order_by(_messages.c.position)
-        return _Tree({row["message_id"]: row["parent_id"] for row in self._store.all(query)})
+        return MessageTree({row["message_id"]: row["parent_id"] for row in self._store.all(query)})
 
-    def _turns(self, tree: _Tree, path: Sequence[str]) -> list[Turn]:
+    def _turns(self, tree: MessageTree, path: Sequence[str]) -> list[Turn]:
         """Only the path is read in full: versions that nobody looks at may be long."""
         rows = self._store.all(sa.select(_messages).where(_messages.c.message_id.in_(path)))
         found = {row["message_id"]: _message(row) for row in rows}
@@ -324,35 +352,6 @@ class Conversations:
                 versions = tree.versions(message_id)
                 turns.append(Turn(found[message_id], versions, versions.index(message_id)))
         return turns
-
-
-@dataclass(frozen=True, slots=True)
-class _Tree:
-    """Message -> parent, in the order in which the messages were made."""
-
-    parents: Mapping[str, str | None]
-
-    def path(self, to: str | None) -> list[str]:
-        """From the first message to `to`; to the newest of all where that is none of them."""
-        at = to if to in self.parents else next(reversed(self.parents))
-        path = []
-        while at is not None:
-            path.append(at)
-            at = self.parents.get(at)
-        return path[::-1]
-
-    def versions(self, message_id: str) -> tuple[str, ...]:
-        parent = self.parents[message_id]
-        return tuple(one for one, its_parent in self.parents.items() if its_parent == parent)
-
-    def newest_after(self, message_id: str) -> str:
-        """The message that was made last of this one and all that follow it."""
-        newest, below = message_id, {message_id}
-        for one, parent in self.parents.items():  # parents come before what follows them
-            if parent in below:
-                below.add(one)
-                newest = one
-        return newest
 
 
 def _one(conversation_id: str) -> sa.Select[Any]:
