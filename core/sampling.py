@@ -13,19 +13,31 @@ from dataclasses import dataclass
 from difflib import get_close_matches
 from typing import Any, Literal
 
-from core import structured
 from core.errors import ParameterError
 from core.sampling_rules import check_together
+from core.sampling_values import KIND_WORDS, PARSERS, Kind
+from core.types import Feature
 
-Kind = Literal["float", "int", "bool", "text_list", "int_list", "map", "structured"]
-Group = Literal["basic", "penalties", "stopping", "output", "answers"]
+Group = Literal["basic", "penalties", "stopping", "output", "advanced", "answers"]
 
-GROUPS: dict[Group, str] = {
-    "basic": "Sampling",
-    "penalties": "Penalties",
-    "stopping": "Length and stopping",
-    "output": "Output",
-    "answers": "Answers as data (batch)",
+
+@dataclass(frozen=True, slots=True)
+class GroupWords:
+    """What a group of parameters is called, and in one sentence what it is for."""
+
+    title: str
+    help: str
+
+
+GROUPS: dict[Group, GroupWords] = {
+    "basic": GroupWords("Sampling", "How the next token is chosen among the likely ones."),
+    "penalties": GroupWords("Penalties", "How much the answer may repeat itself or the prompt."),
+    "stopping": GroupWords("Length and stopping", "How long the answer may get, and what ends it."),
+    "output": GroupWords("Output", "What may stand in the answer, and what is shown of it."),
+    "advanced": GroupWords("Advanced", "Single tokens by their ids, and search in place of chance."),
+    "answers": GroupWords(
+        "Answers as data (batch)", "Several answers to a row, their probability, their form."
+    ),
 }
 
 
@@ -36,7 +48,8 @@ class Parameter:
     `minimum` and `maximum` are inclusive unless `above` excludes the minimum;
     `low`, `high` and `step` bound the slider, not the value. `default` None
     means "not sent". `form` puts it into the short form of the pages; `batch_only` keeps it off
-    the general form: what it asks for has no place in a chat.
+    the general form: what it asks for has no place in a chat. `feature` is what an engine must be
+    able to do for it (`EngineInfo.cannot`).
     """
 
     name: str
@@ -52,16 +65,17 @@ class Parameter:
     step: float | None = None
     form: bool = False
     batch_only: bool = False
+    feature: Feature | None = None
 
     def parse(self, value: Any) -> Any:
         """Return `value` in the parameter's own type. Raises ParameterError."""
         if value is None:
             return None
         try:
-            parsed = _PARSERS[self.kind](value)
+            parsed = PARSERS[self.kind](value)
         except (TypeError, ValueError, OverflowError, RecursionError) as error:
             raise ParameterError(
-                f"{self.name}={value!r} is not {_KIND_WORDS[self.kind]}.", hint=self.help
+                f"{self.name}={value!r} is not {KIND_WORDS[self.kind]}.", hint=self.help
             ) from error
         if self.kind in ("float", "int"):
             self._check_range(parsed)
@@ -77,7 +91,7 @@ class Parameter:
     def range_text(self) -> str:
         """The allowed values in words: "0 to 2", "above 0", "any number"."""
         if self.kind not in ("float", "int"):
-            return _KIND_WORDS[self.kind]
+            return KIND_WORDS[self.kind]
         low, high = self.minimum, self.maximum
         if low is None and high is None:
             return "any number"
@@ -85,100 +99,6 @@ class Parameter:
             return f"above {low:g}" if self.above else f"{low:g} or more"
         return f"above {low:g}, up to {high:g}" if self.above else f"{low:g} to {high:g}"
 
-
-def _parse_float(value: Any) -> float:
-    if isinstance(value, bool):
-        raise ValueError(value)
-    return float(value)
-
-
-def _parse_int(value: Any) -> int:
-    if isinstance(value, bool):
-        raise ValueError(value)
-    number = float(value)
-    if number != int(number):
-        raise ValueError(value)
-    return int(value) if isinstance(value, str) and value.lstrip("+-").isdigit() else int(number)
-
-
-def _parse_bool(value: Any) -> bool:
-    if isinstance(value, bool):
-        return value
-    word = str(value).strip().lower()
-    if word in ("true", "yes", "on", "1"):
-        return True
-    if word in ("false", "no", "off", "0"):
-        return False
-    raise ValueError(value)
-
-
-def _parse_text_list(value: Any) -> list[str]:
-    """A list of strings; one string is one item, a JSON array in a string is read as such."""
-    if isinstance(value, str):
-        value = _json_or(value, [value])
-    if not isinstance(value, list | tuple):
-        raise ValueError(value)
-    if not all(isinstance(item, str) for item in value):
-        raise ValueError(value)
-    return [item for item in value if item]
-
-
-def _parse_int_list(value: Any) -> list[int]:
-    if isinstance(value, str):
-        value = _json_or(value, [part for part in value.split(",") if part.strip()])
-    if isinstance(value, int) and not isinstance(value, bool):
-        value = [value]
-    return [_parse_int(item) for item in value]
-
-
-def _parse_map(value: Any) -> dict[int, float]:
-    if isinstance(value, str):
-        value = json.loads(value)
-    if not isinstance(value, dict):
-        raise ValueError(value)
-    return {_parse_int(key): _parse_float(number) for key, number in value.items()}
-
-
-def _parse_structured(value: Any) -> dict[str, Any]:
-    """A mapping or its JSON; so may the schema in it be. Raises ParameterError for what it asks for."""
-    if isinstance(value, str):
-        value = json.loads(value)
-    if not isinstance(value, Mapping):
-        raise ValueError(value)
-    result = {name: list(part) if isinstance(part, tuple) else part for name, part in value.items()}
-    if isinstance(result.get("json"), str):
-        result["json"] = json.loads(result["json"])
-    structured.check(result)
-    return result
-
-
-def _json_or(text: str, otherwise: Any) -> Any:
-    if not text.lstrip().startswith("["):
-        return otherwise
-    try:
-        return json.loads(text)
-    except json.JSONDecodeError:
-        return otherwise
-
-
-_PARSERS = {
-    "float": _parse_float,
-    "int": _parse_int,
-    "bool": _parse_bool,
-    "text_list": _parse_text_list,
-    "int_list": _parse_int_list,
-    "map": _parse_map,
-    "structured": _parse_structured,
-}
-_KIND_WORDS = {
-    "float": "a number",
-    "int": "a whole number",
-    "bool": "true or false",
-    "text_list": "a text or a list of texts",
-    "int_list": "a list of token ids",
-    "map": "a JSON object of token id to number",
-    "structured": "a JSON object with one of json, regex, choice, grammar, json_object",
-}
 
 PARAMETERS: tuple[Parameter, ...] = (
     Parameter(
@@ -253,17 +173,26 @@ PARAMETERS: tuple[Parameter, ...] = (
         help="Texts the answer must not contain.",
     ),
     Parameter(
-        name="logit_bias", kind="map", group="output", default=None,
+        name="logit_bias", kind="map", group="advanced", default=None,
         help='Raise or lower single tokens, as JSON: {"1234": -100} forbids token 1234.',
     ),
     Parameter(
-        name="beam_width", kind="int", group="output", default=None, minimum=2, maximum=16,
+        name="allowed_token_ids", kind="int_list", group="advanced", default=None,
+        help="The answer is made of these tokens only.",
+    ),
+    Parameter(
+        name="spaces_between_special_tokens", kind="bool", group="advanced", default=True,
+        help="Put spaces between control tokens, where skip_special_tokens is off.",
+    ),
+    Parameter(
+        name="beam_width", kind="int", group="advanced", default=None, minimum=2, maximum=16,
+        feature="beam_search",
         help="Search for the likeliest whole answer along this many paths, instead of drawing tokens: "
         "temperature, top_p, top_k, min_p and seed then do nothing. Empty is off.",
     ),
     Parameter(
-        name="length_penalty", kind="float", group="output", default=1.0, minimum=-5, maximum=5,
-        low=0, high=2, step=0.1,
+        name="length_penalty", kind="float", group="advanced", default=1.0, minimum=-5, maximum=5,
+        low=0, high=2, step=0.1, feature="beam_search",
         help="With beam_width: higher values favour longer answers, lower ones shorter.",
     ),
     Parameter(
@@ -364,8 +293,16 @@ def as_markdown() -> str:
         "",
         "*This page is written by `python -m core params --markdown`.*",
     ]
-    for group, title in GROUPS.items():
-        lines += ["", f"## {title}", "", "| name | values | default | what it does |", "|---|---|---|---|"]
+    for group, words in GROUPS.items():
+        lines += [
+            "",
+            f"## {words.title}",
+            "",
+            words.help,
+            "",
+            "| name | values | default | what it does |",
+            "|---|---|---|---|",
+        ]
         for row in PARAMETERS:
             if row.group == group:
                 lines.append(f"| `{row.name}` | {row.range_text} | {_default_text(row)} | {row.help} |")

@@ -269,35 +269,7 @@ def test_reset_brings_the_defaults_back(app):
     assert app.number_input(key="chat:new:seed").value is None
 
 
-def form_with_model_defaults():
-
-    import streamlit as st
-
-    from pages.parts.sampling_form import sampling_form
-
-    st.session_state["params"] = sampling_form("form", st.session_state.get("config"))
-
-
-def test_untouched_values_follow_the_model_and_touched_ones_stay():
-    form = AppTest.from_function(form_with_model_defaults).run()
-    assert form.session_state["params"]["temperature"] == 1.0
-    form.slider(key="form:top_p").set_value(0.5).run()
-    form.session_state["config"] = {"temperature": 0.6, "top_p": 0.9, "top_k": 20}
-    form.run()
-    params = form.session_state["params"]
-    assert (params["temperature"], params["top_p"], params["top_k"]) == (0.6, 0.5, 20)
-    assert "seed" not in params and "ignore_eos" not in params
-
-
 # -- figures ------------------------------------------------------------------------
-
-
-def test_a_widget_that_misses_the_sessions_value_still_shows_it():
-    """max_tokens became 1, its minimum, when a rerun overtook the value on its way to the browser."""
-    page = AppTest.from_function(form_with_model_defaults).run()
-    assert page.number_input("form:max_tokens").proto.default == 256
-    assert page.slider("form:temperature").proto.default == [1.0]
-    assert page.checkbox("form:skip_special_tokens").proto.default is True
 
 
 @pytest.mark.parametrize(

@@ -12,11 +12,17 @@ import streamlit as st
 from core import sampling
 from core.errors import ParameterError
 from core.sampling import BY_NAME, GROUPS, Parameter
+from pages.parts import session
 from pages.parts.markdown import plain_text
+from pages.parts.preset_menu import preset_menu
 
 PARAMETERS = tuple(parameter for parameter in sampling.PARAMETERS if not parameter.batch_only)
+_OPEN_GROUPS = ("basic", "stopping")
 _POPOVER_PIXELS = 420
 _LABELS = {"top_p": "Top p", "top_k": "Top k", "min_p": "Min p", "max_tokens": "Max tokens"}
+_PLACEHOLDERS = {"seed": "new each time", "beam_width": "off", "logit_bias": '{"1234": -100}'}
+# what goes first where values contradict each other: the rarer wish
+_GIVES_WAY = ("beam_width", "min_tokens", "ignore_eos")
 _ESCAPE = re.compile(r"\\([nrt\\])")
 _MEANING = {"n": "\n", "r": "\r", "t": "\t", "\\": "\\"}
 
@@ -34,49 +40,80 @@ def sampling_form(
     `key` names this form's values, which outlive page switches; `generation_config`
     is the model's own, for the defaults; `initial` overrides them the first time.
     With `main` only these are in sight, in that many `columns`, and all others in a popover:
-    for small places. Otherwise it is the table's short form, and the others in an expander.
+    for small places. What the loaded engine can't do is disabled, with the reason.
     """
     defaults = {parameter.name: parameter.default for parameter in PARAMETERS}
     defaults |= sampling.defaults(generation_config)
     _seed(key, defaults, initial or {})
-    shown = [p for p in PARAMETERS if (p.form if main is None else p.name in main)]
-    hidden = [parameter for parameter in PARAMETERS if parameter not in shown]
     if main is None:
-        entered = _groups(key, shown)
-        with st.expander("More parameters"):
-            others = _grid(key, hidden)
-        _reset_button(key, defaults)
-    else:
-        entered = _grid(key, shown, columns)
-        with st.popover("More", icon=":material/tune:"), st.container(width=_POPOVER_PIXELS):
-            others = _groups(key, hidden)
+        with st.container(horizontal=True):
+            menu = st.container(width="content")
             _reset_button(key, defaults)
-    st.session_state[f"{key}:values"] = {**entered, **others}
-    untouched = {parameter.name: _to_widget(parameter.name, defaults) for parameter in hidden}
-    entered |= {
-        name: value for name, value in others.items() if BY_NAME[name].form or value != untouched[name]
-    }
-    return _validated(entered)
+        entered = _groups(key, PARAMETERS, defaults)
+    else:
+        in_sight = [parameter for parameter in PARAMETERS if parameter.name in main]
+        entered = _grid(key, in_sight, columns)
+        with st.container(horizontal=True):
+            with st.popover("More", icon=":material/tune:"), st.container(width=_POPOVER_PIXELS):
+                others = [parameter for parameter in PARAMETERS if parameter not in in_sight]
+                entered |= _groups(key, others, defaults)
+                _reset_button(key, defaults)
+            menu = st.container(width="content")
+    st.session_state[f"{key}:values"] = dict(entered)
+    always = {parameter.name for parameter in PARAMETERS if parameter.form or parameter.name in (main or ())}
+    params = _validated(
+        {
+            name: value
+            for name, value in entered.items()
+            if (name in always or value != _to_widget(name, defaults)) and not _obstacle(BY_NAME[name])
+        }
+    )
+    with menu:
+        preset_menu(key, params, lambda chosen: _write(key, {**defaults, **chosen}))
+    return params
 
 
-def _groups(key: str, rows: Sequence[Parameter]) -> dict[str, Any]:
+def _groups(key: str, rows: Sequence[Parameter], defaults: Mapping[str, Any]) -> dict[str, Any]:
     entered: dict[str, Any] = {}
-    for group, title in GROUPS.items():
+    for group, words in GROUPS.items():
         of_group = [parameter for parameter in rows if parameter.group == group]
-        if of_group:
-            st.markdown(f"**{title}**")
+        if not of_group:
+            continue
+        with st.expander(words.title, expanded=group in _OPEN_GROUPS):
+            with st.container(horizontal=True, vertical_alignment="center"):
+                st.caption(words.help)
+                _reset_button(key, defaults, group, of_group)
             entered |= _grid(key, of_group)
+            for reason in dict.fromkeys(filter(None, map(_obstacle, of_group))):
+                st.caption(plain_text(reason))
     return entered
 
 
-def _reset_button(key: str, defaults: Mapping[str, Any]) -> None:
+def _obstacle(parameter: Parameter) -> str | None:
+    """Why the loaded engine can't do what `parameter` asks for; None: it can, or none is loaded."""
+    if parameter.feature is None:
+        return None
+    info = session.runtime().status().info
+    return info.cannot.get(parameter.feature) if info else None
+
+
+def _reset_button(
+    key: str,
+    defaults: Mapping[str, Any],
+    group: str | None = None,
+    rows: Sequence[Parameter] = PARAMETERS,
+) -> None:
+    """For one group an icon beside its sentence, for all rows a button with words."""
+    touched = any(st.session_state[f"{key}:{row.name}"] != _to_widget(row.name, defaults) for row in rows)
     st.button(
-        "Reset to the model's defaults",
-        key=f"{key}:reset",
+        "" if group else "Reset to the model's defaults",
+        key=f"{key}:reset:{group}" if group else f"{key}:reset",
         type="tertiary",
         icon=":material/restart_alt:",
+        help="Reset these to the model's defaults" if group else None,
+        disabled=not touched,
         on_click=_write,
-        args=(key, defaults),
+        args=(key, defaults, rows),
     )
 
 
@@ -93,6 +130,8 @@ def _grid(key: str, rows: Sequence[Parameter], columns: int = 2) -> dict[str, An
 
 def _widget(key: str, parameter: Parameter) -> Any:
     label = _LABELS.get(parameter.name) or parameter.name.replace("_", " ").capitalize()
+    placeholder = _PLACEHOLDERS.get(parameter.name)
+    disabled = _obstacle(parameter) is not None
     about = f"`{parameter.name}`: {plain_text(parameter.help)}"
     if parameter.kind in ("float", "int"):
         about += f" Allowed: {parameter.range_text}."
@@ -109,17 +148,19 @@ def _widget(key: str, parameter: Parameter) -> Any:
                 format="%.2f",
                 key=key,
                 help=about,
+                disabled=disabled,
             )
         case "int":
-            free = parameter.name == "seed"
             return st.number_input(
                 label,
-                min_value=None if free else int(parameter.minimum),
+                # the browser's numbers don't reach as far down as seeds do
+                min_value=None if parameter.name == "seed" else int(parameter.minimum),
                 value=now,
                 step=1,
                 key=key,
                 help=about,
-                placeholder="new each time" if free else None,
+                placeholder=placeholder,
+                disabled=disabled,
             )
         case "bool":
             return st.checkbox(label, value=now, key=key, help=about)
@@ -127,8 +168,7 @@ def _widget(key: str, parameter: Parameter) -> Any:
             about += " One text a line; write \\\\n for a line break, \\\\t for a tab."
             return st.text_area(label, value=now, key=key, help=about, height=68, placeholder="one a line")
         case _:
-            placeholder = '{"1234": -100}' if parameter.kind == "map" else "2, 7"
-            return st.text_input(label, value=now, key=key, help=about, placeholder=placeholder)
+            return st.text_input(label, value=now, key=key, help=about, placeholder=placeholder or "2, 7")
 
 
 def _seed(key: str, defaults: Mapping[str, Any], initial: Mapping[str, Any]) -> None:
@@ -149,8 +189,8 @@ def _seed(key: str, defaults: Mapping[str, Any], initial: Mapping[str, Any]) -> 
     state[f"{key}:defaults"] = defaults
 
 
-def _write(key: str, values: Mapping[str, Any]) -> None:
-    for parameter in PARAMETERS:
+def _write(key: str, values: Mapping[str, Any], rows: Sequence[Parameter] = PARAMETERS) -> None:
+    for parameter in rows:
         st.session_state[f"{key}:{parameter.name}"] = _to_widget(parameter.name, values)
 
 
@@ -180,11 +220,15 @@ def _validated(entered: Mapping[str, Any]) -> dict[str, Any]:
             params |= sampling.validate({name: _from_widget(BY_NAME[name], value)})
         except ParameterError as error:
             st.error(f"{plain_text(error.message)} It is left out until you correct it.")
-    try:
-        return sampling.validate(params)
-    except ParameterError as error:
-        st.error(f"{plain_text(str(error))} Until then min_tokens is left out.")
-        return sampling.validate({**params, "min_tokens": None})
+    while True:
+        try:
+            return sampling.validate(params)
+        except ParameterError as error:
+            name = next((one for one in _GIVES_WAY if one in params and one in error.message), None)
+            if name is None:
+                raise
+            st.error(f"{plain_text(str(error))} Until then {name} is left out.")
+            del params[name]
 
 
 def _escaped(text: str) -> str:
