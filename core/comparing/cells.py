@@ -229,10 +229,7 @@ class CellStore:
             for place, cell in cells.items()
         ]
         with self._store.transaction() as connection:
-            known = sa.select(_comparisons.c.comparison_id).where(
-                _comparisons.c.comparison_id == comparison_id
-            )
-            if rows and connection.scalar(known) is not None:
+            if rows and _is_there(connection, comparison_id):
                 _insert_cells(connection, rows)
 
     def cells(self, comparison_id: str) -> dict[Place, Cell]:
@@ -256,9 +253,14 @@ class CellStore:
     # -- votes ----------------------------------------------------------------
 
     def add_votes(self, comparison_id: str, votes: Sequence[Mapping[str, Any]]) -> None:
-        """Keep votes, each in place of what the same voter said before of the same two answers."""
+        """Keep votes, each in place of what the same voter said before of the same two answers.
+
+        None are kept of a comparison that is deleted.
+        """
         now = dt.datetime.now(dt.UTC)
         with self._store.transaction() as connection:
+            if not _is_there(connection, comparison_id):
+                return
             for place, vote in enumerate(votes):
                 pair = (vote["set_a"], vote["set_b"])
                 connection.execute(
@@ -349,6 +351,12 @@ def _old_spec(body: Mapping[str, Any]) -> ComparisonSpec:
             ],
         }
     )
+
+
+def _is_there(connection: sa.Connection, comparison_id: str) -> bool:
+    """Whether it was not deleted meanwhile."""
+    known = sa.select(_comparisons.c.comparison_id).where(_comparisons.c.comparison_id == comparison_id)
+    return connection.scalar(known) is not None
 
 
 def _insert_cells(connection: sa.Connection, rows: Sequence[Mapping[str, Any]]) -> None:

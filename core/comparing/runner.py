@@ -15,6 +15,7 @@ from typing import Any
 
 from core.answers import Answer
 from core.comparing.cells import Cell, CellStore, Kept, Listed, Measured, Place
+from core.comparing.judging import Judging
 from core.comparing.spec import ComparisonSpec, messages_of, params_of
 from core.comparing.votes import Votes
 from core.errors import WorkbenchError
@@ -101,7 +102,10 @@ class _Running:
 
 
 class Comparisons:
-    """All comparisons of one workspace. Every method returns at once, from any thread."""
+    """All comparisons of one workspace. Every method returns at once, from any thread.
+
+    `votes` are their votes, `judging` has models judge them.
+    """
 
     def __init__(self, runtime: Runtime, store: Store) -> None:
         self._runtime = runtime
@@ -110,6 +114,7 @@ class Comparisons:
         self._lock = threading.Lock()
         self._live: dict[str, _Running] = {}
         self.votes = Votes(self._cells)
+        self.judging = Judging(runtime, self._cells)
 
     def start(self, spec: ComparisonSpec) -> str:
         """Generate every cell; returns the comparison's id. Raises TemplateError for an unknown style."""
@@ -147,6 +152,7 @@ class Comparisons:
     def delete(self, comparison_id: str) -> None:
         """Remove it with its answers and votes; what is being generated is stopped first."""
         self.stop(comparison_id)
+        self.judging.stop(comparison_id)
         with self._lock:  # forgotten at once; what it still writes is dropped
             self._live.pop(comparison_id, None)
         self._cells.delete(comparison_id)
@@ -210,7 +216,8 @@ class Comparisons:
         )
 
     def close(self) -> None:
-        """Stop every answer, keeping its text as "interrupted". Waits for the last saves."""
+        """Stop every answer, keeping its text as "interrupted", and every judge. Waits for the last saves."""
+        self.judging.close()
         with self._lock:
             entries = list(self._live.values())
         for running in entries:
