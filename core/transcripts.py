@@ -83,7 +83,7 @@ def to_json(transcript: Transcript) -> str:
 def from_json(text: str) -> Transcript:
     """What `to_json` wrote, an object with "messages", or a bare list of messages. Raises as `read`."""
     try:
-        body = json.loads(text.removeprefix("\ufeff"))
+        body = _loaded(text.removeprefix("\ufeff"))
     except (ValueError, RecursionError) as error:
         raise TranscriptError(f"The chat is not valid JSON: {error}.", hint=_HINT) from error
     if isinstance(body, list):
@@ -101,8 +101,8 @@ def from_json(text: str) -> Transcript:
 
 
 def _message(number: int, one: Any) -> Message:
-    if not isinstance(one, dict) or one.get("role") not in _ROLES:
-        role = one.get("role") if isinstance(one, dict) else None
+    role = one.get("role") if isinstance(one, dict) else None
+    if not isinstance(role, str) or role not in _ROLES:
         raise TranscriptError(
             f"Message {number} has the role {role!r}.", hint="Chats have system, user and assistant messages."
         )
@@ -113,14 +113,14 @@ def _message(number: int, one: Any) -> Message:
         content = "".join(part["text"] for part in content)
     if not isinstance(content, str):
         raise TranscriptError(f"Message {number} has no text.", hint='Give it a "content".')
-    return Message(_ROLES[one["role"]], _whole(content))
+    return Message(_ROLES[role], content)
 
 
 def _text_of(body: Mapping[str, Any], name: str) -> str:
     value = body.get(name) or ""
     if not isinstance(value, str):
         raise TranscriptError(f'The chat\'s "{name}" is not text.', hint=_HINT)
-    return _whole(value)
+    return value
 
 
 def _object_of(body: Mapping[str, Any], name: str) -> dict[str, Any]:
@@ -183,8 +183,8 @@ def _in_code(value: Mapping[str, Any]) -> str:
 def _from_code(head: Mapping[str, str], name: str) -> dict[str, Any]:
     words = head.get(name, "{}").strip().strip("`")
     try:
-        value = json.loads(words)
-    except ValueError as error:
+        value = _loaded(words)
+    except (ValueError, RecursionError) as error:
         raise TranscriptError(
             f"The line {name!r} is not JSON: {words}", hint="Correct or remove it."
         ) from error
@@ -212,6 +212,7 @@ def _title(text: str) -> str:
     return " ".join(text.split())
 
 
-def _whole(text: str) -> str:
-    """JSON can write half of a character (a lone surrogate), which no file and no database takes."""
-    return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+def _loaded(text: str) -> Any:
+    """JSON can write half of a character (a lone surrogate), which no file and no database takes: U+FFFD."""
+    value = json.dumps(json.loads(text), ensure_ascii=False)
+    return json.loads(value.encode("utf-16", "surrogatepass").decode("utf-16", "replace"))
