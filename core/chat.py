@@ -12,13 +12,14 @@ from typing import Any
 
 from core import reasoning
 from core.answers import Answer, Earlier, LiveAnswer
+from core.chat_options import check_answers
 from core.conversations import (
     ChatOptions,
     Conversation,
     Conversations,
     NewMessage,
     StoredMessage,
-    check_answers,
+    title_of,
 )
 from core.errors import WorkbenchError
 from core.prompt_styles import Wrappers
@@ -27,7 +28,6 @@ from core.store import Store, this_process
 from core.types import Message
 
 _log = logging.getLogger(__name__)
-_TITLE_CHARACTERS = 60
 _CLOSE_PATIENCE_S = 10.0
 
 
@@ -114,18 +114,6 @@ class Chats:
             self.conversations.update_message(message_id, state="generating", details=details)
             self._spawn(conversation.conversation_id, {message_id: answer})
 
-    def history(self, conversation_id: str, text: str | None = None) -> list[Message]:
-        """What the model is shown of the branch that is shown, or would be if `text` were sent now."""
-        conversation = self._found(conversation_id)
-        path = [turn.message for turn in self.conversations.thread(conversation_id)]
-        return prompt_messages(conversation.system, path, text, conversation.options.reasoning)
-
-    def history_of(self, message_id: str) -> list[Message]:
-        """What the model is shown to write this answer."""
-        path = self.conversations.path(message_id)
-        conversation = self._found(path[-1].conversation_id)
-        return prompt_messages(conversation.system, path[:-1], None, conversation.options.reasoning)
-
     def stop(self, conversation_id: str, message_id: str | None = None) -> None:
         """Abort the answers being generated, or just this one; their texts so far are kept."""
         for its_id, live in self._live_of(conversation_id).items():
@@ -149,13 +137,15 @@ class Chats:
 
     def clear(self, conversation_id: str) -> None:
         """Remove all messages; answers being generated are stopped first."""
-        self._forget(conversation_id)
-        self.conversations.clear(conversation_id)
+        with self._asking:
+            self._forget(conversation_id)
+            self.conversations.clear(conversation_id)
 
     def delete(self, conversation_id: str) -> None:
         """Remove the conversation with all its messages."""
-        self._forget(conversation_id)
-        self.conversations.delete(conversation_id)
+        with self._asking:
+            self._forget(conversation_id)
+            self.conversations.delete(conversation_id)
 
     def close(self) -> None:
         """Stop every answer, keeping its text as "interrupted". Waits for the last saves."""
@@ -293,12 +283,6 @@ def _is_answering(message: StoredMessage) -> bool:
 def _refuse_blank(text: str) -> None:
     if not text.strip():
         raise WorkbenchError("The message is empty.", hint="Write one.")
-
-
-def title_of(text: str) -> str:
-    """The first words of a message, on one line."""
-    line = " ".join(text.split())
-    return line if len(line) <= _TITLE_CHARACTERS else line[: _TITLE_CHARACTERS - 1].rstrip() + "…"
 
 
 def _of_sample(params: Mapping[str, Any], number: int) -> dict[str, Any]:

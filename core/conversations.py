@@ -12,62 +12,18 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any
 
-import pydantic
 import sqlalchemy as sa
 
-from core import reasoning
 from core.catalogue_schema import conversations as _conversations
 from core.catalogue_schema import messages as _messages
-from core.errors import ParameterError, WorkbenchError
+from core.chat_options import ChatOptions
+from core.errors import WorkbenchError
 from core.message_tree import MessageTree
 from core.store import MessageState, Store, is_alive, new_id
 from core.transcripts import Transcript
 from core.types import Message, Role
 
-MAX_ANSWERS = 16
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ChatOptions:
-    """How a conversation is asked and shown, beside its sampling parameters.
-
-    `style` as `core.prompt_styles`, `template_options` further variables of the chat template,
-    `top_logprobs` alternatives kept with each token (None: no token view), `n` answers at once,
-    `reasoning` the parser of `core.reasoning`.
-    """
-
-    style: str = "chat"
-    template_options: Mapping[str, Any] = field(default_factory=dict)
-    top_logprobs: int | None = None
-    n: int = 1
-    reasoning: str = reasoning.AUTO
-
-    def __post_init__(self) -> None:
-        """Raises ParameterError."""
-        check_answers(self.n)
-        if self.reasoning not in (reasoning.AUTO, reasoning.NONE, *reasoning.PARSERS):
-            raise ParameterError(f"There is no reasoning parser {self.reasoning!r}.", hint="Choose another.")
-
-    @classmethod
-    def of(cls, kept: Mapping[str, Any]) -> ChatOptions:
-        """From JSON; what a later version added is left out. Raises ParameterError."""
-        given = {one.name: kept[one.name] for one in fields(cls) if one.name in kept}
-        try:
-            return _OPTIONS.validate_python(given)
-        except pydantic.ValidationError as error:
-            first = error.errors()[0]
-            raise ParameterError(
-                f"The chat option {first['loc'][-1]}: {first['msg']}.", hint="Correct or remove it."
-            ) from error
-
-
-_OPTIONS = pydantic.TypeAdapter(ChatOptions)
-
-
-def check_answers(n: int) -> None:
-    """Raises ParameterError for a number of answers that can't be given at once."""
-    if not 1 <= n <= MAX_ANSWERS:
-        raise ParameterError(f"{n} answers at once.", hint=f"Ask for 1 to {MAX_ANSWERS}.")
+_TITLE_CHARACTERS = 60
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -272,7 +228,9 @@ class Conversations:
             connection.execute(sa.insert(_messages), [_values(message) for message in added])
             head = ids[len(line)] if versions else ids[-1]
             titled = {} if title is None else {"title": title}
-            connection.execute(_set(conversation_id, head_id=head, **titled))
+            there = connection.execute(_set(conversation_id, head_id=head, **titled)).rowcount
+            if not there:  # deleted in another tab; what was added is taken back
+                raise _gone()
         return added
 
     def update_message(self, message_id: str, **values: Any) -> None:
@@ -302,7 +260,7 @@ class Conversations:
         """The branch that is shown, to export; answers without text (failed, stopped at once) left out."""
         conversation = self.get(conversation_id)
         if conversation is None:
-            raise WorkbenchError("That chat is no longer there.", hint="It was deleted; open another one.")
+            raise _gone()
         turns = [turn.message for turn in self.thread(conversation_id)]
         told = [turn.as_message() for turn in turns if turn.role == "user" or turn.content]
         system = [Message("system", conversation.system)] if conversation.system.strip() else []
@@ -319,11 +277,12 @@ class Conversations:
     def add_from(self, transcript: Transcript) -> Conversation:
         """A new conversation with the transcript's messages."""
         system = [message.content for message in transcript.messages if message.role == "system"]
+        asked = (message.content for message in transcript.messages if message.role == "user")
         made = self.add(
             system="\n\n".join(system),
             params=transcript.params,
             options=ChatOptions.of(transcript.options),
-            title=transcript.title,
+            title=transcript.title or title_of(next(asked, "")),
         )
         model = {"model": transcript.model} if transcript.model else {}
         line = [
@@ -352,6 +311,16 @@ class Conversations:
                 versions = tree.versions(message_id)
                 turns.append(Turn(found[message_id], versions, versions.index(message_id)))
         return turns
+
+
+def title_of(text: str) -> str:
+    """The first words of a message, on one line."""
+    line = " ".join(text.split())
+    return line if len(line) <= _TITLE_CHARACTERS else line[: _TITLE_CHARACTERS - 1].rstrip() + "…"
+
+
+def _gone() -> WorkbenchError:
+    return WorkbenchError("That chat is no longer there.", hint="It was deleted; open another one.")
 
 
 def _one(conversation_id: str) -> sa.Select[Any]:

@@ -10,9 +10,9 @@ import pytest
 from waiting import until
 
 from core.answers import in_words, read_logprobs
-from core.chat import Chats, title_of
+from core.chat import Chats, prompt_messages
 from core.chat_templates import fit
-from core.conversations import ChatOptions, Conversations, NewMessage
+from core.conversations import ChatOptions, Conversations, NewMessage, title_of
 from core.engines import scripted
 from core.engines.scripted import ScriptedEngine
 from core.errors import EngineDied, RequestRejected, TemplateError, WorkbenchError
@@ -43,6 +43,12 @@ def ended(chats, conversation_id):
 
 def shown(chats, conversation_id):
     return [turn.message for turn in chats.conversations.thread(conversation_id)]
+
+
+def told(chats, conversation_id, text):
+    """What the model would be shown if `text` were sent now."""
+    parser = chats.conversations.get(conversation_id).options.reasoning
+    return prompt_messages("", shown(chats, conversation_id), text, parser)
 
 
 def only(live):
@@ -361,7 +367,7 @@ def test_an_edited_answer_just_has_its_new_text_and_the_chat_goes_on_from_it(cha
     assert chats.edit(old.message_id, "Ada.", {}) == ()
     edited = ended(chats, conversation)
     assert (edited.content, edited.state, edited.details) == ("Ada.", "complete", {"edited": True})
-    assert chats.history(conversation, "Why?") == [
+    assert told(chats, conversation, "Why?") == [
         Message("user", "Who?"),
         Message("assistant", "Ada."),
         Message("user", "Why?"),
@@ -535,9 +541,9 @@ def test_the_model_is_not_shown_its_earlier_thoughts(chats):
         messages=(Message("user", "Q"), Message("assistant", "<think>hm, hm</think>\n\nThe answer."))
     )
     conversation = chats.conversations.add_from(transcript).conversation_id
-    assert chats.history(conversation, "N")[1] == Message("assistant", "The answer.")
+    assert told(chats, conversation, "N")[1] == Message("assistant", "The answer.")
     chats.conversations.update(conversation, options=ChatOptions(reasoning="none"))
-    assert chats.history(conversation, "N")[1] == transcript.messages[1]
+    assert told(chats, conversation, "N")[1] == transcript.messages[1]
 
 
 def test_an_answer_that_begins_inside_its_thoughts_is_known_by_its_prompt(chats, runtime, monkeypatch):
@@ -550,9 +556,9 @@ def test_an_answer_that_begins_inside_its_thoughts_is_known_by_its_prompt(chats,
     answer = ended(chats, conversation)
     assert answer.details["begins_inside"] is True
     # cut while it thought: better all of it than nothing
-    assert chats.history(conversation, "N")[1] == Message("assistant", answer.content)
+    assert told(chats, conversation, "N")[1] == Message("assistant", answer.content)
     chats.conversations.update_message(answer.message_id, content="hm, hm</think>The answer.")
-    assert chats.history(conversation, "N")[1] == Message("assistant", "The answer.")
+    assert told(chats, conversation, "N")[1] == Message("assistant", "The answer.")
 
 
 # -- the tokens of an answer ---------------------------------------------------------

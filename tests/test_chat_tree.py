@@ -5,6 +5,7 @@ import threading
 
 import pytest
 
+from core import catalogue_schema
 from core.conversations import ChatOptions, Conversations, NewMessage
 from core.errors import ParameterError, WorkbenchError
 from core.store import Store, this_process
@@ -130,7 +131,14 @@ def test_update_sets_what_is_given_and_nothing_else(conversations):
 
 @pytest.mark.parametrize(
     "options",
-    [{"n": 0}, {"n": 17}, {"n": "many"}, {"reasoning": "telepathy"}, {"template_options": []}],
+    [
+        {"n": 0},
+        {"n": 17},
+        {"n": "many"},
+        {"top_logprobs": 21},
+        {"reasoning": "telepathy"},
+        {"template_options": []},
+    ],
 )
 def test_options_that_make_no_sense_are_refused(options):
     with pytest.raises(ParameterError):
@@ -175,6 +183,19 @@ def test_the_branch_that_is_shown_becomes_a_transcript_and_back(conversations):
     back = conversations.add_from(transcript)
     assert conversations.transcript(back.conversation_id) == transcript
     assert back.system == "S" and back.options == options
+
+
+def test_a_transcript_without_a_title_is_named_by_its_first_question(conversations):
+    made = conversations.add_from(Transcript(messages=(Message("user", "What is\na cat?"),)))
+    assert made.title == "What is a cat?"
+
+
+def test_nothing_is_added_to_a_conversation_that_was_deleted(conversations):
+    chat, [message] = talk(conversations, "one")
+    conversations.delete(chat)
+    with pytest.raises(WorkbenchError, match="no longer there"):
+        conversations.append(chat, message.message_id, [NewMessage("assistant", "two")])
+    assert conversations.messages(chat) == []
 
 
 def test_an_empty_transcript_is_an_empty_conversation(conversations):
@@ -251,6 +272,17 @@ def test_an_earlier_version_goes_on_as_a_tree(settings):
     assert said(conversations, "a") == ["a says 0", "again"]
     conversations.select("a1")
     assert said(conversations, "a")[-1] == "a says 4"
+    store.close()
+
+
+def test_a_migration_that_breaks_off_is_done_again_as_a_whole(settings, monkeypatch):
+    write_first_catalogue(settings.catalogue_path)
+    with monkeypatch.context() as patch:
+        patch.setattr(catalogue_schema, "_follow_one_another", lambda connection: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            Store(settings.catalogue_path)
+    store = Store(settings.catalogue_path)
+    assert said(Conversations(store), "a") == [f"a says {position}" for position in (0, 1, 3, 4)]
     store.close()
 
 
