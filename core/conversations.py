@@ -31,10 +31,10 @@ class Conversation:
     conversation_id: str
     created_at: dt.datetime
     updated_at: dt.datetime
-    title: str = ""
-    system: str = ""
-    params: Mapping[str, Any] = field(default_factory=dict)
-    options: ChatOptions = ChatOptions()
+    title: str
+    system: str
+    params: Mapping[str, Any]
+    options: ChatOptions
     head_id: str | None = None
 
 
@@ -60,9 +60,10 @@ class StoredMessage:
 
 @dataclass(frozen=True, slots=True)
 class Turn:
-    """A message of the branch that is shown. `versions`: the ids of all that follow the same parent,
+    """A message of the branch that is shown.
 
-    itself at `index`, oldest first.
+    `versions` are the ids of all messages that follow the same parent, oldest first; it is the one
+    at `index`.
     """
 
     message: StoredMessage
