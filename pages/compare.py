@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
-import streamlit as st
-
-from pages.parts import compare_answers, compare_header, compare_setup
+from pages.parts import (
+    compare_answers,
+    compare_header,
+    compare_microscope,
+    compare_scores,
+    compare_setup,
+    compare_votes,
+)
 
 _TABS = {
-    "answers": ":material/grid_view: Answers",
-    "pair": ":material/splitscreen_right: Side by side",
-}
-_DRAW = {
-    "answers": compare_answers.draw_matrix,
-    "pair": compare_answers.draw_pair,
+    "answers": ("Answers", compare_answers.draw_matrix),
+    "pair": ("Side by side", compare_answers.draw_pair),
+    "scores": ("Scores", compare_scores.draw),
+    "votes": ("Vote", compare_votes.draw),
+    "microscope": ("Microscope", compare_microscope.draw),
 }
 
 view = compare_header.current()
@@ -20,9 +24,5 @@ compare_header.draw(view)
 if view is None:
     compare_setup.draw()
 else:
-    name = f"compare:view:{view.comparison_id}:tab"
-    chosen = st.segmented_control(
-        "View", list(_TABS), format_func=_TABS.get, default=st.session_state.get(name, "answers"), key=name,
-        required=True, label_visibility="collapsed", persist_state="session",
-    )  # fmt: skip
-    _DRAW[chosen](view)
+    chosen = compare_header.tabs(view, {name: title for name, (title, _draw) in _TABS.items()})
+    _TABS[chosen][1](view)

@@ -10,7 +10,7 @@ import streamlit as st
 from core import openai_batch, prompts, revisions, tables
 from core.errors import WorkbenchError
 from core.jobs import Staging
-from core.run_spec import Instructions
+from core.run_spec import Instructions, PromptSpec
 from core.runs import Run
 from core.store import new_id
 from pages.parts import forecast_card, queue_panel, run_actions, session, structured_form, table_preview
@@ -33,6 +33,7 @@ _DELIMITERS = {",": "comma", ";": "semicolon", "\t": "tab", "|": "pipe"}
 
 def choose_table() -> None:
     """Upload a file or take the example; it is read in the background and becomes a draft run."""
+    _show_promoted()
     staging: Staging | None = st.session_state.get("staging")
     if staging is not None:
         _show_staging()
@@ -150,11 +151,40 @@ def _start(run: Run, rows: int | None = None) -> None:
         st.error(plain_text(str(error)))
     else:
         _forget_upload()
+        st.session_state.pop(session.PROMOTED, None)
         st.rerun()
 
 
+def _show_promoted() -> None:
+    """That a set of a comparison waits for its table."""
+    promoted = st.session_state.get(session.PROMOTED)
+    if promoted is None or "run_id" in promoted:
+        return
+    with st.container(horizontal=True, vertical_alignment="center"):
+        st.info(
+            f"From your comparison: {plain_text(promoted['name'])}. Its prompt and parameters are filled in "
+            "once you have chosen a table.",
+            icon=":material/compare:",
+        )
+        st.button("Forget it", on_click=st.session_state.pop, args=(session.PROMOTED,))
+
+
+def _promoted(run: Run) -> Instructions | None:
+    """What a comparison found best, for the first table that is set up after it."""
+    promoted = st.session_state.get(session.PROMOTED)
+    if promoted is None or promoted.setdefault("run_id", run.run_id) != run.run_id:
+        return None
+    asked = {name: getattr(promoted["prompt"], name) for name in PromptSpec.model_fields}
+    if asked["prompt_column"] is not None:
+        asked["template"] = ""
+    return Instructions(**asked, params=promoted["params"])
+
+
 def _first(run: Run, info: tables.TableInfo) -> Instructions:
-    """What the draft says, or a start to edit."""
+    """What a comparison found best or the draft says, or a start to edit."""
+    promoted = _promoted(run)
+    if promoted is not None:
+        return promoted
     if run.spec.prompt is not None:
         return revisions.instructions_of(run)
     if openai_batch.is_batch(info.columns):

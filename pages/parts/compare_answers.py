@@ -15,6 +15,7 @@ from pages.parts.markdown import model_text, plain_text
 _POLL_S = 0.3
 _PAGE_ROWS = 20
 _NONE = "nothing"
+_ALL = -1
 _ROLES = {"system": "System prompt", "user": "User", "assistant": "Assistant"}
 _LOOKS = {"words": "Differences", "formatted": "Formatted", "tokens": "Tokens"}
 
@@ -76,22 +77,22 @@ def _matrix_of(view: ComparisonView) -> None:
             baseline = None if chosen == _NONE else chosen
         if samples > 1:
             sample = st.selectbox(
-                "Answers", [None, *range(samples)], format_func=lambda one: _sample_name(view, one),
+                "Answers", [_ALL, *range(samples)], format_func=lambda one: _sample_name(view, one),
                 key=f"{key}:sample", width=180, persist_state="session",
             )  # fmt: skip
-            shown = shown if sample is None else (sample,)
+            shown = shown if sample == _ALL else (sample,)
         if prompts > _PAGE_ROWS:
             page = st.pagination(-(-prompts // _PAGE_ROWS), key=f"{key}:page", max_visible_pages=5)
     rows = range((page - 1) * _PAGE_ROWS, min(page * _PAGE_ROWS, prompts))
-    matrix(
-        f"{key}:matrix:{page}", view, prompts=rows, samples=shown, baseline=baseline,
-        on_open=lambda prompt, column: open_pair(view, prompt, column, baseline),
-    )  # fmt: skip
+    opened = matrix(f"{key}:matrix:{page}", view, prompts=rows, samples=shown, baseline=baseline)
+    if opened is not None:
+        open_pair(view, *opened, baseline)
+        st.rerun()
     st.caption("Arrow keys move from answer to answer; Enter or a click opens one beside another set's.")
 
 
-def _sample_name(view: ComparisonView, sample: int | None) -> str:
-    if sample is None:
+def _sample_name(view: ComparisonView, sample: int) -> str:
+    if sample == _ALL:
         return "All"
     seed = view.spec.seeds[sample]
     return f"{sample + 1}" + (f" (seed {seed})" if seed is not None else "")
@@ -155,22 +156,22 @@ def _controls(key: str, view: ComparisonView) -> tuple[Place, Place] | None:
                 "Answer", range(samples), format_func=lambda one: _sample_name(view, one), width=130,
                 key=f"{key}:pair-sample", persist_state="session",
             )  # fmt: skip
-        st.segmented_control(
-            "Show", list(_LOOKS), format_func=_LOOKS.get, default="words", key=f"{key}:look", required=True,
-            persist_state="session",
-        )  # fmt: skip
     prompt = min(state[f"{key}:prompt"], prompts - 1)
-    if prompts > 1:
-        with st.container(horizontal=True, vertical_alignment="center"):
+    with st.container(horizontal=True, vertical_alignment="center"):
+        if prompts > 1:
             st.button(
-                "", icon=":material/arrow_back:", key=f"{key}:previous", disabled=prompt == 0,
-                help="The prompt before (Left)", shortcut="Left", on_click=_step, args=(key, -1),
+                "Previous", key=f"{key}:previous", disabled=prompt == 0, shortcut="Left", on_click=_step,
+                args=(key, -1),
+            )  # fmt: skip
+            st.button(
+                "Next", key=f"{key}:next", disabled=prompt == prompts - 1, shortcut="Right", on_click=_step,
+                args=(key, 1),
             )  # fmt: skip
             st.markdown(f"Prompt **{prompt + 1}** of {prompts}")
-            st.button(
-                "", icon=":material/arrow_forward:", key=f"{key}:next", disabled=prompt == prompts - 1,
-                help="The next prompt (Right)", shortcut="Right", on_click=_step, args=(key, 1),
-            )  # fmt: skip
+        st.segmented_control(
+            "Show", list(_LOOKS), format_func=_LOOKS.get, default="words", key=f"{key}:look", required=True,
+            persist_state="session", label_visibility="collapsed",
+        )  # fmt: skip
     return Place(prompt, state[f"{key}:left"], sample), Place(prompt, state[f"{key}:right"], sample)
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
+
 import streamlit as st
 
 from core.comparing.runner import ComparisonView
@@ -15,6 +17,7 @@ from pages.parts.markdown import plain_text
 
 _CURRENT = "compare:current"
 _LISTED = 30
+_TITLE_CHARACTERS = 48
 _POPOVER_PIXELS = 420
 
 
@@ -37,22 +40,38 @@ def show(comparison_id: str | None) -> None:
 
 
 def draw(view: ComparisonView | None) -> None:
-    """Title and menus."""
+    """Title, and the menus that lead elsewhere."""
     with st.container(horizontal=True, vertical_alignment="center"):
-        st.subheader(plain_text(view.name) if view else "New comparison", anchor=False)
+        st.subheader(plain_text(_short(view.name)) if view else "New comparison", anchor=False)
         if view is None:
             _import_menu()
         else:
             st.button("New", icon=":material/add:", on_click=_new, help="Set up a new comparison")
-            st.button(
-                "Change", icon=":material/edit:", on_click=_change, args=(view,),
-                help="Set up another one that starts from this one's prompts and sets",
-            )  # fmt: skip
-            use_menu(view)
-            export_menu(view)
         _saved_menu()
         if view is not None:
             _more_menu(view)
+
+
+def tabs(view: ComparisonView, names: Mapping[str, str]) -> str:
+    """What to see of a comparison, and what can be made of it; gives the chosen one of `names`."""
+    name = f"compare:view:{view.comparison_id}:tab"
+    with st.container(horizontal=True, vertical_alignment="center"):
+        chosen = st.segmented_control(
+            "View", list(names), format_func=names.get, key=name, required=True, width="stretch",
+            default=st.session_state.get(name, next(iter(names))), label_visibility="collapsed",
+            persist_state="session",
+        )  # fmt: skip
+        st.button(
+            "Change", icon=":material/edit:", on_click=_change, args=(view,),
+            help="Set up another one that starts from this one's prompts and sets",
+        )  # fmt: skip
+        use_menu(view)
+        export_menu(view)
+    return chosen
+
+
+def _short(name: str) -> str:
+    return name if len(name) <= _TITLE_CHARACTERS else f"{name[: _TITLE_CHARACTERS - 1].rstrip()}…"
 
 
 def _new() -> None:
@@ -123,7 +142,7 @@ def _more_menu(view: ComparisonView) -> None:
         )  # fmt: skip
 
 
-def _try(action: object) -> None:
+def _try(action: Callable[[], object]) -> None:
     try:
         action()
     except WorkbenchError as error:

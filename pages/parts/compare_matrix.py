@@ -7,7 +7,7 @@ through `textContent` only.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -42,9 +42,8 @@ def matrix(
     prompts: Sequence[int],
     samples: Sequence[int],
     baseline: int | None,
-    on_open: Callable[[int, int], None],
-) -> None:
-    """Draw these rows and samples; `on_open(prompt, set)` is called for the cell that somebody opens.
+) -> tuple[int, int] | None:
+    """Draw these rows and samples; gives (prompt, set) of the cell that somebody has just opened.
 
     `baseline`: the set that differences are marked against; None: none are.
     """
@@ -61,12 +60,8 @@ def matrix(
         "opens": True,
     }
 
-    def opened() -> None:
-        chosen = st.session_state[key].get("opened")
-        if chosen:
-            on_open(prompts[int(chosen["row"])], int(chosen["set"]))
-
-    _component(key=key, data=data, on_opened_change=opened)
+    opened = _component(key=key, data=data, on_opened_change=lambda: None).opened
+    return (prompts[int(opened["row"])], int(opened["set"])) if opened else None
 
 
 def pair(key: str, view: ComparisonView, places: tuple[Place, Place], *, named: bool = True) -> None:

@@ -10,7 +10,7 @@ from streamlit.delta_generator import DeltaGenerator
 
 from core import sampling
 from core.comparing.spec import ComparisonSpec, SetSpec
-from core.prompt_styles import CHAT, COMPLETION, SHIPPED
+from core.prompt_styles import CHAT, COMPLETION
 from pages.parts import compare_draft as draft
 from pages.parts import compare_grid, session
 from pages.parts.compare_words import short_value
@@ -159,7 +159,7 @@ def _own_prompt(name: str, first: SetSpec, values: Sequence[str]) -> dict[str, A
 
 
 def style_names() -> list[str]:
-    return [CHAT, COMPLETION, *SHIPPED]
+    return [CHAT, COMPLETION, *(wrapper.name for wrapper in session.wrappers().list())]
 
 
 def style_title(style: str) -> str:

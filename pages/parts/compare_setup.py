@@ -15,6 +15,8 @@ from pages.parts.charts import duration
 from pages.parts.compare_header import show
 from pages.parts.compare_prompts import prompts_form
 from pages.parts.compare_sets import sets_form
+from pages.parts.compare_table import table_of
+from pages.parts.compare_use import remember_table
 from pages.parts.markdown import plain_text
 
 _MOST_SAMPLES = 20
@@ -43,7 +45,7 @@ def _options(key: str, initial: ComparisonSpec | None) -> dict[str, object]:
     seeds = initial.seeds if initial else (1,)
     with st.container(horizontal=True, vertical_alignment="bottom"):
         count = st.number_input(
-            "Answers to each prompt", 1, _MOST_SAMPLES, len(seeds), key=f"{key}:samples", width=170,
+            "Answers to each prompt", 1, _MOST_SAMPLES, len(seeds), key=f"{key}:samples", width=215,
             persist_state="session",
             help="Several answers show how much a set varies, and make differences surer.",
         )  # fmt: skip
@@ -124,6 +126,7 @@ def _go(spec: ComparisonSpec | None, problem: str) -> None:
         except WorkbenchError as error:
             st.error(plain_text(str(error)))
         else:
+            remember_table(comparison_id, table_of(draft.key()))
             show(comparison_id)
             st.rerun()
 

@@ -27,6 +27,9 @@ if TYPE_CHECKING:
     from core.jobs import Jobs
 
 ROOT = Path(__file__).resolve().parents[2]
+PROMOTED = "batch:promoted"
+"""Key of {"prompt": PromptSpec, "params": ..., "name": ...}: what the batch page fills in next."""
+
 _CLOSE_ORDER = ("jobs", "comparisons", "chats", "runtime", "store")  # users before what they use
 _log = logging.getLogger(__name__)
 
