@@ -19,8 +19,19 @@ FIGURES_HELP = (
 
 def answer_caption(state: str, details: Mapping[str, Any]) -> None:
     """How long it took, how much it is, why it ended; an error in a box of its own."""
+    answer_error(state, details)
+    figures = figures_of(state, details)
+    if figures:
+        st.caption(figures, help=FIGURES_HELP)
+
+
+def answer_error(state: str, details: Mapping[str, Any]) -> None:
     if state == "error":
         st.error(plain_text(details.get("error") or "The answer failed."), icon=":material/error:")
+
+
+def figures_of(state: str, details: Mapping[str, Any]) -> str:
+    """One line of Markdown: TTFT, speed, tokens, why it ended, what did not fit; "" if there is nothing."""
     tokens = details.get("output_tokens") or 0
     words = []
     if details.get("ttft_s") is not None:
@@ -35,24 +46,28 @@ def answer_caption(state: str, details: Mapping[str, Any]) -> None:
         words.append(f"prompt {details['prompt_tokens']:,} tokens{cached}")
     if in_words(state, details) and state != "error":
         words.append(f"**{in_words(state, details)}**")
+    if details.get("edited"):
+        words.append("edited by you")
     dropped = details.get("dropped_turns") or 0
     if dropped:
         words.append(f"the {dropped} oldest messages did not fit the context" if dropped > 1
                      else "the oldest message did not fit the context")  # fmt: skip
-    if words:
-        st.caption(" · ".join(words), help=FIGURES_HELP)
+    return " · ".join(words)
 
 
 def live_caption(live: LiveAnswer) -> None:
     """The same line while the answer grows, always one line high."""
+    st.caption(live_figures(live))
+
+
+def live_figures(live: LiveAnswer) -> str:
     if live.phase == "waiting":
-        st.caption("Waiting for the engine…")
-    elif live.phase == "stopping":
-        st.caption("Stopping…")
-    elif live.ttft_s is None:
-        st.caption("Reading the prompt…")
-    else:
-        st.caption(
-            f"TTFT {duration(live.ttft_s)} · {per_second(live.output_tokens_per_s)} tokens/s · "
-            f"{live.output_tokens:,} tokens"
-        )
+        return "Waiting for the engine…"
+    if live.phase == "stopping":
+        return "Stopping…"
+    if live.ttft_s is None:
+        return "Reading the prompt…"
+    return (
+        f"TTFT {duration(live.ttft_s)} · {per_second(live.output_tokens_per_s)} tokens/s · "
+        f"{live.output_tokens:,} tokens"
+    )

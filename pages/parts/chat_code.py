@@ -1,0 +1,78 @@
+"""The code that asks the same of any OpenAI-compatible server."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import streamlit as st
+
+from core import prompt_styles, snippets
+from core.chat import prompt_messages
+from core.chat_templates import fit
+from core.conversations import StoredMessage
+from core.errors import WorkbenchError
+from core.sampling import BY_NAME
+from core.types import Message
+from pages.parts import session
+from pages.parts.chat_settings import ChatSettings
+from pages.parts.markdown import plain_text
+
+_BASE_URL = "http://127.0.0.1:8000/v1"  # where `vllm serve` listens
+_EXAMPLE = "Hello"
+_POPOVER_PIXELS = 560
+_CODE_PIXELS = 320
+
+
+def menu(settings: ChatSettings, path: Sequence[StoredMessage]) -> None:
+    """A popover with Python and curl for the last message of `path`, asked with the settings as they are."""
+    menu = st.popover("Code", icon=":material/code:", on_change="rerun", key="chat:code")
+    if not menu.open:  # a long chat is not written out with each run of the page
+        return
+    options = settings.options
+    with menu, st.container(width=_POPOVER_PIXELS):
+        try:
+            asked = _asked(settings, path)
+            params = _params(settings)
+        except WorkbenchError as error:
+            st.error(plain_text(str(error)))
+            return
+        info = session.runtime().status().info
+        what = {
+            "asked": asked,
+            "params": params,
+            "model": info.model if info else "MODEL",
+            "base_url": _BASE_URL,
+            "template_options": options.template_options if options.style == prompt_styles.CHAT else None,
+            "top_logprobs": options.top_logprobs,
+            "generation_config": info.generation_config if info else None,
+        }
+        st.caption("The same request to an OpenAI-compatible server, such as vLLM's own.")
+        python, curl = st.tabs(["Python", "curl"])
+        python.code(snippets.python(**what), language="python", wrap_lines=True, height=_CODE_PIXELS)
+        curl.code(snippets.curl(**what), language="bash", wrap_lines=True, height=_CODE_PIXELS)
+
+
+def _params(settings: ChatSettings) -> dict[str, Any]:
+    """The parameters as the engine gets them: with the number of answers, and the stops of the style."""
+    options, params = settings.options, dict(settings.params)
+    if options.n > 1:
+        params["n"] = options.n
+    stops = prompt_styles.stops(options.style, session.wrappers().find(options.style))
+    if stops:
+        params["stop"] = [*dict.fromkeys([*(params.get("stop") or ()), *stops])]
+    return params
+
+
+def _asked(settings: ChatSettings, path: Sequence[StoredMessage]) -> Sequence[Message] | str:
+    """The messages; the prompt's text where the server's own template would not make it. Raises as `fit`."""
+    options = settings.options
+    if path and path[-1].role == "assistant":
+        path = path[:-1]
+    messages = prompt_messages(settings.system, path, None if path else _EXAMPLE, options.reasoning)
+    engine = session.runtime().engine
+    if options.style == prompt_styles.CHAT or engine is None:
+        return messages
+    max_tokens = settings.params.get("max_tokens") or BY_NAME["max_tokens"].default
+    wrapper = session.wrappers().find(options.style)
+    return fit(messages, engine, max_tokens, style=options.style, wrapper=wrapper).text
