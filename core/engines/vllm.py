@@ -192,7 +192,8 @@ class VllmEngine:
                 pass
         last = time.monotonic()
         part = output.outputs[0]
-        wait = output.metrics.first_token_latency if output.metrics else 0.0
+        # a beam search has no metrics: its text comes all at once
+        wait = output.metrics.first_token_latency if output.metrics else last - sent
         first = min(sent + wait, last) if wait else None
         logprobs = self._token_logprobs(part, request.top_logprobs)
         return completion(output, part.text, len(part.token_ids), Timing(sent, first, last), logprobs)
