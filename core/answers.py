@@ -7,7 +7,7 @@ import contextlib
 import logging
 import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from core import prompt_styles, reasoning
@@ -141,7 +141,7 @@ class Answer:
             output_tokens=details["output_tokens"],
             ttft_s=details["ttft_s"],
             output_tokens_per_s=details["output_tokens_per_s"],
-            begins_inside=self._begins_inside,
+            begins_inside=details.get("begins_inside", False),
         )
 
     async def run(self, runtime: Runtime, save: Callable[[], Awaitable[None]]) -> None:
@@ -189,7 +189,7 @@ class Answer:
         async with contextlib.aclosing(engine.stream(request)) as stream:
             async for item in stream:
                 if isinstance(item, Completion):
-                    self._completion = item
+                    self._completion = self._cut(item) if "beam_width" in request.params else item
                 else:
                     self._add(item)
 
@@ -210,7 +210,8 @@ class Answer:
         self._prompt_tokens, self._dropped_turns = prompt.tokens, prompt.dropped_turns
         self._begins_inside = reasoning.opened_by(prompt.text.removesuffix(continued))
         params = dict(self._params)
-        if stops := prompt_styles.stops(self._style, self._wrapper):
+        stops = prompt_styles.stops(self._style, self._wrapper)
+        if stops and "beam_width" not in params:
             params["stop"] = list(dict.fromkeys([*(params.get("stop") or ()), *stops]))
         return Request(
             id=f"chat-{new_id()}",
@@ -229,6 +230,13 @@ class Answer:
         # a piece at a time: thousands of tokens at once would hold up the loop
         self._logprobs += [_as_json(token) for token in delta.logprobs]
         self._parts.append(delta.text)
+
+    def _cut(self, found: Completion) -> Completion:
+        """A beam search knows no stop texts: the style's own would be followed by a made-up next turn."""
+        text = found.text
+        for stop in prompt_styles.stops(self._style, self._wrapper):
+            text = text.partition(stop)[0]
+        return found if text == found.text else replace(found, text=text, finish_reason="stop")
 
     def _end(self) -> None:
         """Turn how the generator ended into the answer's state."""

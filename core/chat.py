@@ -109,7 +109,8 @@ class Chats:
             if params.get("structured_outputs"):
                 raise WorkbenchError("An answer with a given shape can't go on.", hint="Regenerate it.")
             earlier = Earlier(message.content, message.details)
-            answer = self._answer(conversation, path[:-1], _of_sample(params, 0), earlier=earlier)
+            messages = prompt_messages(conversation.system, path[:-1], None, conversation.options.reasoning)
+            answer = self._answer(conversation, messages, _of_sample(params, 0), earlier)
             details = {**message.details, **this_process()}
             self.conversations.update_message(message_id, state="generating", details=details)
             self._spawn(conversation.conversation_id, {message_id: answer})
@@ -170,7 +171,8 @@ class Chats:
         n = conversation.options.n if n is None else n
         check_answers(n)
         sets = [_of_sample(params, number) for number in range(n)]
-        answers = [self._answer(conversation, path, one, asked=asked) for one in sets]
+        messages = prompt_messages(conversation.system, path, asked, conversation.options.reasoning)
+        answers = [self._answer(conversation, messages, one) for one in sets]
         owned = [{**answer.details, **this_process()} for answer in answers]
         added = self.conversations.append(
             conversation.conversation_id,
@@ -186,21 +188,18 @@ class Chats:
     def _answer(
         self,
         conversation: Conversation,
-        path: Sequence[StoredMessage],
+        messages: Sequence[Message],
         params: Mapping[str, Any],
-        *,
-        asked: str | None = None,
         earlier: Earlier | None = None,
     ) -> Answer:
         options = conversation.options
         return Answer(
-            prompt_messages(conversation.system, path, asked, options.reasoning),
+            messages,
             params,
             style=options.style,
             wrapper=self._wrappers.find(options.style),
             template_options=options.template_options,
-            # a beam search weighs whole answers: it has no tokens to show
-            top_logprobs=None if params.get("beam_width") else options.top_logprobs,
+            top_logprobs=options.top_logprobs,
             earlier=earlier,
         )
 

@@ -1,5 +1,6 @@
 """What the model is shown of a conversation, and what is kept of the tokens it writes."""
 
+import contextlib
 from dataclasses import replace
 
 import pytest
@@ -123,7 +124,24 @@ def test_a_beam_search_answers_in_a_chat(chats):
     conversation = begin(chats, options=ChatOptions(top_logprobs=3))
     chats.send(conversation, "Hi", {"beam_width": 3, "max_tokens": 5})
     answer = ended(chats, conversation)
-    assert answer.state == "complete" and answer.content and "logprobs" not in answer.details
+    assert answer.state == "complete" and answer.content
+    assert "".join(token.text for token in read_logprobs(answer.details)) == answer.content
+
+
+def test_a_beam_search_ends_where_the_style_does(chats, runtime, monkeypatch):
+    stream = runtime.engine.stream
+
+    async def goes_on(request):
+        async with contextlib.aclosing(stream(request)) as items:
+            async for item in items:
+                yield replace(item, text=f"{item.text}\n### Instruction:\nAnd now?")
+
+    monkeypatch.setattr(runtime.engine, "stream", goes_on)
+    conversation = begin(chats, options=ChatOptions(style="Alpaca"))
+    chats.send(conversation, "Hi", {"beam_width": 3, "max_tokens": 5})
+    answer = ended(chats, conversation)
+    assert answer.content.endswith("\n") and "###" not in answer.content
+    assert answer.details["finish_reason"] == "stop"
 
 
 # -- fitting a conversation into the context -------------------------------------
