@@ -70,9 +70,9 @@ def _asked(settings: ChatSettings, path: Sequence[StoredMessage]) -> Sequence[Me
     if path and path[-1].role == "assistant":
         path = path[:-1]
     messages = prompt_messages(settings.system, path, None if path else _EXAMPLE, options.reasoning)
-    engine = session.runtime().engine
-    if options.style == prompt_styles.CHAT or engine is None:
+    if options.style == prompt_styles.CHAT:
         return messages
+    engine = session.runtime().engine
     max_tokens = settings.params.get("max_tokens") or BY_NAME["max_tokens"].default
     wrapper = session.wrappers().find(options.style)
     return fit(messages, engine, max_tokens, style=options.style, wrapper=wrapper).text

@@ -52,16 +52,12 @@ def of_answer(conversation: Conversation, settings: ChatSettings, answer: Stored
 
 
 def _show(messages: Sequence[Message], settings: ChatSettings) -> None:
-    engine = session.runtime().engine
-    if engine is None:
-        st.info("No model is loaded: load one to see its prompt.")
-        return
     options = settings.options
     max_tokens = settings.params.get("max_tokens") or BY_NAME["max_tokens"].default
     try:
         seen = inspect(
             messages,
-            engine,
+            session.runtime().engine,
             max_tokens,
             style=options.style,
             wrapper=session.wrappers().find(options.style),
