@@ -29,6 +29,7 @@ from core.types import Message
 
 _log = logging.getLogger(__name__)
 _CLOSE_PATIENCE_S = 10.0
+_SAVE_AGAIN_S = 2.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,6 +53,7 @@ class Chats:
         self._asking = threading.Lock()  # two tabs may ask at once: only one gets the conversation
         self._lock = threading.Lock()
         self._live: dict[str, dict[str, _Live]] = {}
+        self._is_closed = False
         self._interrupt_what_nobody_generates()
 
     def create(
@@ -150,6 +152,7 @@ class Chats:
 
     def close(self) -> None:
         """Stop every answer, keeping its text as "interrupted". Waits for the last saves."""
+        self._is_closed = True
         with self._lock:
             entries = [one for answers in self._live.values() for one in answers.values()]
         for entry in entries:
@@ -211,7 +214,10 @@ class Chats:
                 live[message_id] = _Live(answer, future)
 
     async def _run(self, conversation_id: str, message_id: str, answer: Answer) -> None:
+        is_kept = False
+
         async def save() -> None:
+            nonlocal is_kept
             details = answer.details
             if answer.state == "generating":  # thousands of tokens are not written again twice a second
                 details |= this_process()
@@ -220,11 +226,15 @@ class Chats:
             values = {"content": answer.text, "state": answer.state, "details": details}
             try:
                 await asyncio.to_thread(self.conversations.update_message, message_id, **values)
+                is_kept = answer.state != "generating"
             except WorkbenchError:  # a full disk must not end the answer that somebody reads right now
                 _log.exception("The answer %s could not be saved", message_id)
 
         try:
             await answer.run(self._runtime, save)
+            while not is_kept and not self._is_closed:  # there is room again some time
+                await asyncio.sleep(_SAVE_AGAIN_S)
+                await save()
         finally:
             with self._lock:  # after the last save, so that what is not live is in the store
                 live = self._live.get(conversation_id, {})

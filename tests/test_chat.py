@@ -9,6 +9,7 @@ import pytest
 from chatting import ENDLESS, begin, ended, generating, grown, only, shown
 from waiting import until
 
+from core import chat
 from core.chat import Chats
 from core.conversations import title_of
 from core.engines import scripted
@@ -79,6 +80,15 @@ def test_stopping_one_conversation_lets_the_other_go_on(chats):
     chats.stop(one)
     assert ended(chats, other).state == "complete"
     assert ended(chats, one).state == "stopped"
+
+
+def test_an_error_in_one_conversation_lets_the_other_go_on(chats):
+    one, other = begin(chats), begin(chats)
+    chats.send(one, "Go on.", ENDLESS)
+    before = grown(chats, one).text
+    chats.send(other, "word " * 9000, {})
+    assert ended(chats, other).state == "error"
+    until(lambda: len(only(chats.live(one)).text) > len(before))
 
 
 def test_regenerate_answers_the_last_question_again(chats):
@@ -247,6 +257,27 @@ def test_a_long_conversation_drops_its_oldest_turns(settings, store):
         assert answer.details["prompt_tokens"] <= 60
     finally:
         runtime.close()
+
+
+def test_an_answer_that_finds_the_disk_full_is_kept_when_there_is_room(chats, monkeypatch):
+    monkeypatch.setattr(chat, "_SAVE_AGAIN_S", 0.01)
+    is_full = True
+
+    def update_message(message_id, **values):
+        if is_full:
+            raise WorkbenchError("The catalogue can't be written: database or disk is full.")
+        return write(message_id, **values)
+
+    write = chats.conversations.update_message
+    monkeypatch.setattr(chats.conversations, "update_message", update_message)
+    conversation = begin(chats)
+    chats.send(conversation, "Hi", {"max_tokens": 3})
+    until(lambda: (live := only(chats.live(conversation))) and live.output_tokens)
+    time.sleep(0.2)
+    assert chats.live(conversation)
+    is_full = False
+    answer = ended(chats, conversation)
+    assert answer.state == "complete" and answer.content
 
 
 def test_titles_are_one_short_line():
