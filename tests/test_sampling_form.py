@@ -63,6 +63,8 @@ def test_each_group_has_its_sentence_and_is_reset_by_itself(main):
     made.text_input(key="form:allowed_token_ids").set_value("3, 5").run()
     assert (params(made)["repetition_penalty"], params(made)["allowed_token_ids"]) == (1.5, [3, 5])
     assert made.button(key="form:reset:output").disabled
+    marked = [one.label for one in made.expander if one.label.endswith(":material/edit:")]
+    assert [label.split()[0] for label in marked] == ["Sampling", "Penalties", "Advanced"]
     made.button(key="form:reset:penalties").click().run()
     assert (params(made)["repetition_penalty"], params(made)["top_p"]) == (1.2, 0.5)
     assert made.button(key="form:reset:penalties").disabled

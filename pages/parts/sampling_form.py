@@ -19,7 +19,10 @@ from pages.parts.preset_menu import preset_menu
 PARAMETERS = tuple(parameter for parameter in sampling.PARAMETERS if not parameter.batch_only)
 _OPEN_GROUPS = ("basic", "stopping")
 _POPOVER_PIXELS = 420
-_LABELS = {"top_p": "Top p", "top_k": "Top k", "min_p": "Min p", "max_tokens": "Max tokens"}
+_LABELS = {
+    "include_stop_str_in_output": "Keep the stop text",
+    "spaces_between_special_tokens": "Space special tokens",
+}
 _PLACEHOLDERS = {"seed": "new each time", "beam_width": "off", "logit_bias": '{"1234": -100}'}
 # what goes first where values contradict each other: the rarer wish
 _GIVES_WAY = ("beam_width", "min_tokens", "ignore_eos")
@@ -54,8 +57,10 @@ def sampling_form(
         in_sight = [parameter for parameter in PARAMETERS if parameter.name in main]
         entered = _grid(key, in_sight, columns)
         with st.container(horizontal=True):
-            with st.popover("More", icon=":material/tune:"), st.container(width=_POPOVER_PIXELS):
-                others = [parameter for parameter in PARAMETERS if parameter not in in_sight]
+            others = [parameter for parameter in PARAMETERS if parameter not in in_sight]
+            mark = ":material/edit:" if _touched(key, others, defaults) else ":material/tune:"
+            more = st.popover("More", icon=mark, key=f"{key}:more")
+            with more, st.container(width=_POPOVER_PIXELS):
                 entered |= _groups(key, others, defaults)
                 _reset_button(key, defaults)
             menu = st.container(width="content")
@@ -79,14 +84,21 @@ def _groups(key: str, rows: Sequence[Parameter], defaults: Mapping[str, Any]) ->
         of_group = [parameter for parameter in rows if parameter.group == group]
         if not of_group:
             continue
-        with st.expander(words.title, expanded=group in _OPEN_GROUPS):
-            with st.container(horizontal=True, vertical_alignment="center"):
-                st.caption(words.help)
+        title = f"{words.title} :material/edit:" if _touched(key, of_group, defaults) else words.title
+        with st.expander(title, expanded=group in _OPEN_GROUPS, key=f"{key}:group:{group}"):
+            sentence, button = st.columns([9, 1], vertical_alignment="center")
+            sentence.caption(words.help)
+            with button:
                 _reset_button(key, defaults, group, of_group)
             entered |= _grid(key, of_group)
             for reason in dict.fromkeys(filter(None, map(_obstacle, of_group))):
                 st.caption(plain_text(reason))
     return entered
+
+
+def _touched(key: str, rows: Sequence[Parameter], defaults: Mapping[str, Any]) -> bool:
+    """Whether one of `rows` is not at the model's default: shown even where its group is folded."""
+    return any(st.session_state[f"{key}:{row.name}"] != _to_widget(row.name, defaults) for row in rows)
 
 
 def _obstacle(parameter: Parameter) -> str | None:
@@ -104,14 +116,13 @@ def _reset_button(
     rows: Sequence[Parameter] = PARAMETERS,
 ) -> None:
     """For one group an icon beside its sentence, for all rows a button with words."""
-    touched = any(st.session_state[f"{key}:{row.name}"] != _to_widget(row.name, defaults) for row in rows)
     st.button(
         "" if group else "Reset to the model's defaults",
         key=f"{key}:reset:{group}" if group else f"{key}:reset",
         type="tertiary",
         icon=":material/restart_alt:",
         help="Reset these to the model's defaults" if group else None,
-        disabled=not touched,
+        disabled=not _touched(key, rows, defaults),
         on_click=_write,
         args=(key, defaults, rows),
     )
