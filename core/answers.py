@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import copy
 import logging
 import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
@@ -11,7 +12,7 @@ from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from core import prompt_styles, reasoning
-from core.chat_templates import fit
+from core.chat_templates import FittedPrompt, fit
 from core.engines.base import Engine
 from core.errors import WorkbenchError
 from core.prompt_styles import Wrapper
@@ -69,11 +70,18 @@ class Answer:
         earlier: Earlier | None = None,
     ) -> None:
         self.state: MessageState = "generating"
-        self._messages = list(messages)
         self._params = dict(params)
-        self._style = style
-        self._wrapper = wrapper
-        self._template_options = template_options
+        self._stops = prompt_styles.stops(style, wrapper)
+        self._prompt = _Prompt(
+            list(messages),
+            params.get("max_tokens", BY_NAME["max_tokens"].default),
+            {
+                "style": style,
+                "wrapper": wrapper,
+                "options": template_options,
+                "continued": earlier.text if earlier else "",
+            },
+        )
         self._top_logprobs = top_logprobs
         self._priority = priority
         self._earlier = earlier
@@ -91,6 +99,12 @@ class Answer:
         self._error = ""
         self._stop_as: MessageState | None = None
         self._task: asyncio.Task[None] | None = None
+
+    def version(self, params: Mapping[str, Any]) -> Answer:
+        """Another answer to the same prompt, which is made once for both; `max_tokens` is the first's."""
+        other = copy.copy(self)  # neither has begun
+        other._params, other._parts, other._logprobs = dict(params), [], []
+        return other
 
     @property
     def text(self) -> str:
@@ -194,29 +208,14 @@ class Answer:
                     self._add(item)
 
     async def _request(self, engine: Engine) -> Request:
-        max_tokens = self._params.get("max_tokens", BY_NAME["max_tokens"].default)
+        prompt = await self._prompt.fitted(engine)
         continued = self._earlier.text if self._earlier else ""
-        # long conversations take a while to tokenize: not on the loop that feeds everybody's answers
-        prompt = await asyncio.to_thread(
-            fit,
-            self._messages,
-            engine,
-            max_tokens,
-            style=self._style,
-            wrapper=self._wrapper,
-            options=self._template_options,
-            continued=continued,
-        )
         self._prompt_tokens, self._dropped_turns = prompt.tokens, prompt.dropped_turns
         self._begins_inside = reasoning.opened_by(prompt.text.removesuffix(continued))
-        params = dict(self._params)
-        stops = prompt_styles.stops(self._style, self._wrapper)
-        if stops and "beam_width" not in params:
-            params["stop"] = list(dict.fromkeys([*(params.get("stop") or ()), *stops]))
         return Request(
             id=f"chat-{new_id()}",
             prompt=prompt.token_ids,
-            params=params,
+            params=prompt_styles.with_stops(self._params, engine, self._style, self._wrapper),
             priority=self._priority,
             # a look at the answer, not a part of what is asked: an engine without it answers as well
             top_logprobs=None if "top_logprobs" in engine.info.cannot else self._top_logprobs,
@@ -234,7 +233,7 @@ class Answer:
     def _cut(self, found: Completion) -> Completion:
         """A beam search knows no stop texts: the style's own would be followed by a made-up next turn."""
         text = found.text
-        for stop in prompt_styles.stops(self._style, self._wrapper):
+        for stop in self._stops:
             text = text.partition(stop)[0]
         return found if text == found.text else replace(found, text=text, finish_reason="stop")
 
@@ -267,6 +266,27 @@ class Answer:
         if self._completion:
             return self._completion.finish_reason
         return "abort" if self.state in ("stopped", "interrupted") else None
+
+
+class _Prompt:
+    """Messages that become a prompt when the engine is there: once, for all answers that share it."""
+
+    def __init__(self, messages: Sequence[Message], max_tokens: int, how: Mapping[str, Any]) -> None:
+        self._messages = messages
+        self._max_tokens = max_tokens
+        self._how = how
+        self._making = asyncio.Lock()
+        self._made: FittedPrompt | None = None
+
+    async def fitted(self, engine: Engine) -> FittedPrompt:
+        """Raises as `core.chat_templates.fit`."""
+        async with self._making:
+            if self._made is None:
+                # long conversations take a while to tokenize: not on the loop that feeds all answers
+                self._made = await asyncio.to_thread(
+                    fit, self._messages, engine, self._max_tokens, **self._how
+                )
+        return self._made
 
 
 def _added_up(earlier: Mapping[str, Any], added: Mapping[str, Any]) -> dict[str, Any]:

@@ -114,9 +114,10 @@ def with_stops(
     """`params` with what ends an answer in this style. Raises as `wrapper_of`.
 
     A stop that is a control token of the model is given by its id too: such tokens are no text.
+    Beam search knows no stops: its answer has to be cut at them.
     """
     texts = stops(style, wrapper)
-    if not texts:
+    if not texts or params.get("beam_width") is not None:
         return dict(params)
     encoded = engine.encode(texts)
     pieces = [engine.pieces(token_ids)[0] for token_ids in encoded if len(token_ids) == 1]

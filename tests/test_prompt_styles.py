@@ -140,3 +140,4 @@ def test_stops_join_the_requests_own_and_control_tokens_stop_by_their_id():
     (mark,) = made.encode(["<user>"])
     assert params == {"stop": ["END", "x", "<user>", "two words"], "stop_token_ids": mark, "top_k": 5}
     assert prompt_styles.with_stops({"top_k": 5}, made, "chat") == {"top_k": 5}
+    assert prompt_styles.with_stops({"beam_width": 2}, made, "own", own) == {"beam_width": 2}
