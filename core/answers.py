@@ -71,6 +71,7 @@ class Answer:
     ) -> None:
         self.state: MessageState = "generating"
         self._params = dict(params)
+        self._style, self._wrapper = style, wrapper
         self._stops = prompt_styles.stops(style, wrapper)
         self._prompt = _Prompt(
             list(messages),
