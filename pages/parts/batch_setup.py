@@ -21,7 +21,7 @@ from pages.parts.markdown import plain_text
 from pages.parts.prompt_form import examples_and_turns, prompt_form
 from pages.parts.sampling_form import sampling_form
 
-_EXAMPLE = Path(__file__).resolve().parents[2] / "examples" / "reviews.csv"
+EXAMPLE = Path(__file__).resolve().parents[2] / "examples" / "reviews.csv"
 _EXAMPLE_TEMPLATE = (
     "Is this review of {{ product }} positive or negative? Answer with one word.\n\n{{ review }}"
 )
@@ -50,9 +50,9 @@ def choose_table() -> None:
             shutil.copyfileobj(uploaded, file)
         _stage(path, uploaded.name)
     if st.button(
-        "Use the example table", icon=":material/table:", help=f"{_EXAMPLE.name}: 40 product reviews."
+        "Use the example table", icon=":material/table:", help=f"{EXAMPLE.name}: 40 product reviews."
     ):
-        _stage(_EXAMPLE, _EXAMPLE.name)
+        _stage(EXAMPLE, EXAMPLE.name)
     if session.runtime().settings.tables_dir is not None:
         with st.expander("A file on the server"):
             chosen = queue_panel.pick_server_file()
@@ -189,7 +189,7 @@ def _first(run: Run, info: tables.TableInfo) -> Instructions:
         return revisions.instructions_of(run)
     if openai_batch.is_batch(info.columns):
         return Instructions(mode="openai")
-    return Instructions(template=_first_template(run))
+    return Instructions(template=first_template(run))
 
 
 def _form(run: Run, info: tables.TableInfo, initial: Instructions) -> Instructions | None:
@@ -208,9 +208,9 @@ def _form(run: Run, info: tables.TableInfo, initial: Instructions) -> Instructio
     return Instructions(**asked, **more, params={**params, **answer_params})
 
 
-def _first_template(run: Run) -> str:
-    """The column with the longest texts."""
-    if run.spec.input.name == _EXAMPLE.name and {"product", "review"} <= set(run.spec.input.columns):
+def first_template(run: Run) -> str:
+    """What the example asks; of any other table the column with the longest texts."""
+    if run.spec.input.name == EXAMPLE.name and {"product", "review"} <= set(run.spec.input.columns):
         return _EXAMPLE_TEMPLATE
     rows = run.preview(20)
     lengths = {name: sum(len(str(row[name] or "")) for row in rows) for name in run.spec.input.columns}

@@ -68,6 +68,16 @@ def short_number(value: int) -> str:
     return f"{value:,}"
 
 
+def short_value(value: Any) -> str:
+    """A parameter's value in a few characters: 0.7, on, none."""
+    if value is None or value == [] or value == {}:
+        return "none"
+    if isinstance(value, bool):
+        return "on" if value else "off"
+    text = f"{value:g}" if isinstance(value, float) else str(value)
+    return text if len(text) <= 24 else f"{text[:23]}…"
+
+
 def metric_cells(count: int, pixels: int = 118) -> list[Any]:
     """Places for metrics side by side, which wrap where the page is narrow: columns would cut the figures."""
     row = st.container(horizontal=True)

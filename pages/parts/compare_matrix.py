@@ -18,8 +18,8 @@ from core.answers import in_words
 from core.comparing.cells import Cell, Place
 from core.comparing.runner import ComparisonView
 from core.comparing.spec import SetSpec, messages_of
-from pages.parts.charts import duration, per_second
-from pages.parts.compare_words import changed_words, short_value
+from core.comparing.words import changed_words
+from pages.parts.charts import duration, per_second, short_value
 
 _HERE = Path(__file__).parent
 _MOST_CHARACTERS = 6_000  # of one answer in the matrix; all of it stands in the side-by-side view

@@ -13,7 +13,7 @@ from core.comparing.spec import ComparisonSpec, SetSpec
 from core.prompt_styles import CHAT, COMPLETION
 from pages.parts import compare_draft as draft
 from pages.parts import compare_grid, session
-from pages.parts.compare_words import short_value
+from pages.parts.charts import short_value
 from pages.parts.sampling_form import sampling_form
 
 _FIRST = (0.0, 0.7, 1.2)

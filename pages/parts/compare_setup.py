@@ -15,11 +15,12 @@ from pages.parts.charts import duration
 from pages.parts.compare_header import show
 from pages.parts.compare_prompts import prompts_form
 from pages.parts.compare_sets import sets_form
-from pages.parts.compare_table import table_of
+from pages.parts.compare_table import name_of, table_of
 from pages.parts.compare_use import remember_table
 from pages.parts.markdown import plain_text
 
 _MOST_SAMPLES = 20
+_ALTERNATIVES = 5
 
 
 def draw() -> None:
@@ -56,15 +57,20 @@ def _options(key: str, initial: ComparisonSpec | None) -> dict[str, object]:
             "commas between. Empty: new each time, and a repeat differs.",
         )  # fmt: skip
         name = st.text_input(
-            "Name", initial.name if initial else "", key=f"{key}:name", width=300,
-            placeholder="The first prompt's words", persist_state="session",
+            "Name", initial.name if initial else "", key=f"{key}:name", width=300, persist_state="session",
+            placeholder=name_of(key) or "The first prompt's words",
         )  # fmt: skip
     keep = st.toggle(
         "Keep the probability of each token", initial is not None and initial.top_logprobs is not None,
         key=f"{key}:tokens", persist_state="session",
         help="Then an answer can be shown token by token, with what else could have come.",
     )  # fmt: skip
-    return {"count": count, "seeds": words, "name": name.strip(), "top_logprobs": 5 if keep else None}
+    return {
+        "count": count,
+        "seeds": words,
+        "name": name.strip() or name_of(key),
+        "top_logprobs": 5 if keep else None,
+    }
 
 
 def seeds_of(words: str, count: int) -> tuple[int | None, ...]:

@@ -16,10 +16,10 @@ from core.run_spec import PromptSpec
 from core.runs import Run
 from core.store import RunRecord, new_id
 from pages.parts import session
+from pages.parts.batch_setup import EXAMPLE, first_template
 from pages.parts.charts import counted
 from pages.parts.markdown import plain_text
 
-_EXAMPLE = Path(__file__).resolve().parents[2] / "examples" / "reviews.csv"
 _LISTED = 50
 _MOST_ROWS = 100
 _FIRST_ROWS = 8
@@ -47,6 +47,13 @@ def table_of(key: str) -> str | None:
     return st.session_state.get(f"{key}:table") if st.session_state.get(f"{key}:source") == "table" else None
 
 
+def name_of(key: str) -> str:
+    """The name of that table, for the comparison; "" where there is none."""
+    run_id = table_of(key)
+    record = session.store().run(run_id) if run_id else None
+    return record.name if record else ""
+
+
 def _choose(key: str) -> str | None:
     """A table that is here, or a new one."""
     state = st.session_state
@@ -67,7 +74,7 @@ def _choose(key: str) -> str | None:
                 "A table", type=[ending.lstrip(".") for ending in tables.FORMATS_IN], key=f"{key}:upload"
             )
             if st.button("The example: product reviews", icon=":material/table:", key=f"{key}:example"):
-                _stage(key, _EXAMPLE, _EXAMPLE.name)
+                _stage(key, EXAMPLE, EXAMPLE.name)
     if uploaded is not None and state.get(f"{key}:uploaded") != uploaded.file_id:
         state[f"{key}:uploaded"] = uploaded.file_id
         path = session.runtime().settings.uploads_dir / f"{new_id()}{Path(uploaded.name).suffix.lower()}"
@@ -113,7 +120,8 @@ def _rows(key: str, run: Run) -> tuple[PromptItem, ...]:
     columns = list(run.spec.input.columns)
     state = st.session_state
     if f"{key}:template" not in state:
-        state[f"{key}:template"] = _first_template(run)
+        asked = run.spec.prompt
+        state[f"{key}:template"] = asked.template if asked and asked.template else first_template(run)
     st.pills("Insert a column", columns[:40], key=f"{key}:insert", on_change=_insert, args=(key,))
     template = st.text_area(
         "Template", state[f"{key}:template"], key=f"{key}:template", height=110, persist_state="session",
@@ -145,16 +153,6 @@ def _rows(key: str, run: Run) -> tuple[PromptItem, ...]:
             items = sample_rows(connection, spec, count, seed=seed, reference_column=reference)
         kept = state[f"{key}:rows"] = (asked, items)
     return kept[1]
-
-
-def _first_template(run: Run) -> str:
-    """What the run asked, or the column with the longest texts."""
-    asked = run.spec.prompt
-    if asked is not None and asked.template:
-        return asked.template
-    rows = run.preview(20)
-    lengths = {name: sum(len(str(row[name] or "")) for row in rows) for name in run.spec.input.columns}
-    return prompts.column_reference(max(lengths, key=lengths.get))
 
 
 def _insert(key: str) -> None:

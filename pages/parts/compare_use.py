@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import streamlit as st
 
+from core.comparing import report
+from core.comparing.cells import Vote
 from core.comparing.runner import ComparisonView
 from core.comparing.spec import SetSpec, to_prompt_spec
 from core.errors import WorkbenchError
@@ -73,16 +75,33 @@ def _save_preset(name: str, one: SetSpec, view: ComparisonView) -> None:
 
 def export_menu(view: ComparisonView) -> None:
     """Files of the whole comparison, made when somebody asks for them."""
-    files: dict[str, tuple[str, str, Callable[[], str | bytes], str]] = {
+    files: dict[str, tuple[str, str, Callable[[ComparisonView, Sequence[Vote]], str], str]] = {
+        "Report": (
+            "html", "text/html", report.to_html,
+            "One HTML file that opens anywhere: answers, differences, scores, votes, specification.",
+        ),
+        "Answers as CSV": (
+            "csv", "text/csv", lambda now, _votes: f"\ufeff{report.to_csv(now)}",
+            "A line for each answer, with its figures; Excel reads it, too.",
+        ),
         "Specification": (
-            "json", "application/json", lambda: view.spec.model_dump_json(indent=2),
+            "json", "application/json", lambda now, _votes: report.to_spec_json(now),
             "All that is needed to repeat it: here, or with python -m core compare.",
         ),
     }  # fmt: skip
+    identity = view.comparison_id
     with st.popover("Export", icon=":material/download:"), st.container(width=_POPOVER_PIXELS):
-        for label, (ending, mime, data, about) in files.items():
+        for label, (ending, mime, make, about) in files.items():
             st.download_button(
-                label, data=data, file_name=f"comparison.{ending}", mime=mime, on_click="ignore",
-                key=f"compare:export:{ending}:{view.comparison_id}", icon=":material/download:",
+                label, data=lambda make=make: _made(identity, make), file_name=f"comparison.{ending}",
+                mime=mime, on_click="ignore", key=f"compare:export:{ending}:{identity}",
+                icon=":material/download:",
             )  # fmt: skip
             st.caption(about)
+
+
+def _made(comparison_id: str, make: Callable[[ComparisonView, Sequence[Vote]], str]) -> bytes:
+    """The file, of what there is at the click."""
+    comparisons = session.comparisons()
+    view = comparisons.view(comparison_id)
+    return make(view, comparisons.votes.list(comparison_id)).encode("utf-8") if view else b""
