@@ -277,9 +277,12 @@ def as_assignments(params: Mapping[str, Any]) -> list[str]:
 
 def as_text() -> str:
     """The table for a terminal."""
-    return "\n".join(
-        f"{row.name:<28}{row.range_text} (default {_default_text(row)})\n    {row.help}" for row in PARAMETERS
-    )
+    lines = []
+    for group, words in GROUPS.items():
+        lines += ["", f"{words.title}: {words.help}"] if lines else [f"{words.title}: {words.help}"]
+        for row in _rows(group):
+            lines += [f"  {row.name:<30}{row.range_text} (default {_default_text(row)})", f"      {row.help}"]
+    return "\n".join(lines)
 
 
 def as_markdown() -> str:
@@ -289,7 +292,8 @@ def as_markdown() -> str:
         "",
         "Names, meaning and ranges are vLLM's. What you leave out takes the model's own recommendation",
         "(`generation_config.json`), or else the default below. On the command line: `--param NAME=VALUE`;",
-        'lists repeat (`--param stop=END --param stop="###"`) or are JSON.',
+        'lists repeat (`--param stop=END --param stop="###"`) or are JSON. To keep some under a name:',
+        "`python -m core presets save NAME --param ...`, or Presets on any page; `--preset NAME` takes them.",
         "",
         "*This page is written by `python -m core params --markdown`.*",
     ]
@@ -303,10 +307,13 @@ def as_markdown() -> str:
             "| name | values | default | what it does |",
             "|---|---|---|---|",
         ]
-        for row in PARAMETERS:
-            if row.group == group:
-                lines.append(f"| `{row.name}` | {row.range_text} | {_default_text(row)} | {row.help} |")
+        for row in _rows(group):
+            lines.append(f"| `{row.name}` | {row.range_text} | {_default_text(row)} | {row.help} |")
     return "\n".join(lines)
+
+
+def _rows(group: Group) -> list[Parameter]:
+    return [row for row in PARAMETERS if row.group == group]
 
 
 def _default_text(row: Parameter) -> str:

@@ -5,9 +5,10 @@ from dataclasses import replace
 import pytest
 
 from core.engines.scripted import ScriptedEngine
+from core.engines.vllm_models import LocalModel, Tokenizer
 from core.errors import RequestRejected
 from core.inspector import inspect
-from core.prompt_styles import ALPACA
+from core.prompt_styles import ALPACA, with_stops
 from core.types import EngineSpec, Message
 
 CHAT = [Message("system", "S"), Message("user", "Q one"), Message("assistant", "A"), Message("user", "N")]
@@ -54,3 +55,19 @@ def test_what_did_not_fit_and_what_is_left_for_the_answer_is_told():
     assert long.answer_tokens == 100 - long.prompt_tokens < 40
     with pytest.raises(RequestRejected, match="too long"):
         inspect([Message("user", "word " * 100)], engine(context=100), 40)
+
+
+@pytest.mark.engine
+def test_chatml_is_what_a_model_trained_on_it_reads(embedded_model):
+    """SmolLM2's own template is ChatML; its marks are control tokens, so the stop needs its id."""
+    tokenizer = Tokenizer(LocalModel("embedded", embedded_model, None))
+    made = engine()
+    for name in ("encode", "pieces", "render_chat", "chat_template"):
+        setattr(made, name, getattr(tokenizer, name))
+    own, wrapped = inspect(CHAT, made, 10), inspect(CHAT, made, 10, style="ChatML")
+    assert own.pieces == wrapped.pieces and own.text == wrapped.text
+    assert [piece.text for piece in own.pieces if piece.special] == ["<|im_start|>", "<|im_end|>"] * 4 + [
+        "<|im_start|>"
+    ]
+    (end,) = tokenizer.encode(["<|im_end|>"])
+    assert with_stops({}, made, "ChatML") == {"stop": ["<|im_end|>"], "stop_token_ids": end}
