@@ -67,6 +67,12 @@ def button(app, label):
     return next(button for button in [*app.button, *app.sidebar.button] if button.label == label)
 
 
+def title(app):
+    return next(
+        block.proto.popover.label for block in app.get("popover") if block.proto.id.endswith("chat:title")
+    )
+
+
 def choose(app, message, what):
     """Pick from the menu of a message."""
     app.menu_button(key=f"chat:{message.message_id}:menu").click(what).run()
@@ -112,7 +118,7 @@ def test_a_chat_of_two_turns_with_its_figures(app):
     assert "scripted-" in app.chat_message[1].markdown[0].value
     figures = app.chat_message[1].caption[0].value
     assert "TTFT" in figures and "tokens/s" in figures and "prompt" in figures
-    assert app.subheader[0].value == "Hello there"
+    assert title(app) == "**Hello there**"
     send(app, "And again")
     assert len(app.chat_message) == 4
 
@@ -447,7 +453,7 @@ def test_a_chat_is_renamed_and_cleared(app):
     send(app, "hello")
     app.text_input(key=f"chat:{conversation_id(app)}:title").set_value("Greetings")
     button(app, "Rename").click().run()
-    assert app.subheader[0].value == "Greetings"
+    assert title(app) == "**Greetings**"
     button(app, "Clear all messages").click().run()
     assert not app.chat_message and not thread(app)
 

@@ -17,14 +17,17 @@ _THOUGHTS_PIXELS = 180
 _CURSOR = " ▌"
 
 
-def body(options: ChatOptions, message: StoredMessage, live: LiveAnswer | None) -> None:
+def body(
+    options: ChatOptions, message: StoredMessage, live: LiveAnswer | None, *, legend: bool = True
+) -> None:
+    """What was answered. `legend`: with the meaning of the colours, where they are shown."""
     text = live.text if live else message.content
-    as_tokens = _are_tokens_wanted(options, message)
+    as_tokens = is_as_tokens(options, message, live)
+    if as_tokens and legend:
+        token_legend(message)
     if live and as_tokens:  # laid out as the tokens will be, so that nothing moves when they come
-        _legend(message)
         st.text(text + _CURSOR)
-    elif as_tokens and "logprobs" in message.details:
-        _legend(message)
+    elif as_tokens:
         token_view(f"chat:{message.message_id}:tokens", read_logprobs(message.details), legend=False)
     else:
         _text(options, text, message, live)
@@ -32,7 +35,7 @@ def body(options: ChatOptions, message: StoredMessage, live: LiveAnswer | None) 
         answer_error(message.state, message.details)
 
 
-def _legend(message: StoredMessage) -> None:
+def token_legend(message: StoredMessage) -> None:
     token_view(f"chat:{message.message_id}:legend", ())
 
 
@@ -67,7 +70,7 @@ def token_button(options: ChatOptions, message: StoredMessage) -> None:
     """Switches one answer between its text and its tokens, where their probabilities are kept."""
     if "logprobs" not in message.details:
         return
-    as_tokens = _are_tokens_wanted(options, message)
+    as_tokens = is_as_tokens(options, message, None)
     st.button(
         "",
         key=f"chat:{message.message_id}:view",
@@ -84,7 +87,10 @@ def copy(text: str) -> None:
     st.code(text, language=None, wrap_lines=True)
 
 
-def _are_tokens_wanted(options: ChatOptions, message: StoredMessage) -> bool:
+def is_as_tokens(options: ChatOptions, message: StoredMessage, live: LiveAnswer | None) -> bool:
+    """Whether it is drawn as tokens: they are wanted, and there or coming."""
+    if live is None and "logprobs" not in message.details:
+        return False
     return st.session_state.get(_tokens_key(message), options.top_logprobs is not None)
 
 

@@ -19,6 +19,7 @@ _SHOWN = 30  # messages drawn at first: each brings widgets along, and a long ch
 _AVATARS = {"user": ":material/person:", "assistant": ":material/smart_toy:"}
 _EDITING = "chat:editing"
 _MOST_BESIDE = 12
+_MOST_COLUMNS = 3
 
 
 @dataclass(frozen=True, slots=True)
@@ -223,7 +224,10 @@ def _side_by_side(view: View, turn: Turn) -> None:
         turn.message if one == turn.message.message_id else conversations.kept().message(one) for one in ids
     ]
     differing = differences([message.details.get("params") or {} for message in messages])
-    with st.grid(3, min_column_width=260, border=True, gap="xsmall"):
+    options = view.settings.options
+    if any(chat_answer.is_as_tokens(options, one, view.live.get(one.message_id)) for one in messages):
+        chat_answer.token_legend(turn.message)
+    with st.grid(min(len(messages), _MOST_COLUMNS), min_column_width=260, border=True, gap="xsmall"):
         for number, (message, words) in enumerate(zip(messages, differing, strict=True), first + 1):
             with st.container(gap="xsmall"):
                 _beside(view, turn, message, f"{number}/{len(turn.versions)}", words)
@@ -253,7 +257,7 @@ def _beside(view: View, turn: Turn, message: StoredMessage, place: str, words: s
                 on_click=attempt,
                 args=(session.chats().select, message.message_id),
             )
-    chat_answer.body(view.settings.options, message, live)
+    chat_answer.body(view.settings.options, message, live, legend=False)
     chat_answer.figures(message, live, "stretch")
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import unicodedata
 from collections.abc import Callable
 from typing import Any
 
@@ -16,6 +17,8 @@ from pages.parts.markdown import plain_text
 _CURRENT = "chat:current"
 _DELETING = "chat:deleting"
 _LISTED = 100
+_ROW_WIDTH = 40  # letters
+_TITLE_WIDTH = 30  # so much that the buttons beside it have room in a narrow window
 _POPOVER_PIXELS = 380
 _LIST_PIXELS = 300
 _FILE_MB = 20
@@ -44,6 +47,16 @@ def show(conversation_id: str | None) -> None:
         st.query_params["c"] = conversation_id
 
 
+def shortened(text: str, width: int) -> str:
+    """The beginning of `text`, at most that many letters wide; Chinese ones count as two."""
+    taken = 0
+    for end, letter in enumerate(text):
+        taken += 2 if unicodedata.east_asian_width(letter) in "WF" else 1
+        if taken > width:
+            return text[:end].rstrip() + "…"
+    return text
+
+
 def attempt(action: Callable[..., Any], *args: Any) -> Any:
     """Do it; when it can't be done, say why in the corner and go on."""
     try:
@@ -56,23 +69,31 @@ def attempt(action: Callable[..., Any], *args: Any) -> Any:
 def toolbar(conversation: Conversation | None) -> None:
     """Title and menus of the page."""
     with st.container(horizontal=True, vertical_alignment="center", wrap=False, gap="xsmall"):
-        title = plain_text(conversation.title) if conversation and conversation.title else "New chat"
-        st.subheader(title, anchor=False, width="stretch")
+        if conversation is None:
+            st.subheader("New chat", anchor=False, width="stretch")
+        else:
+            _title(conversation)
+            st.space("stretch")
         st.button("New", icon=":material/add:", on_click=show, args=(None,), help="Start a new chat")
         with st.popover("Chats", icon=":material/forum:"), st.container(width=_POPOVER_PIXELS):
             _list(conversation)
             _import()
-        if conversation:
-            with st.popover("This chat", icon=":material/edit_note:"), st.container(width=_POPOVER_PIXELS):
-                _rename(conversation)
-                _export(conversation)
-                st.button(
-                    "Clear all messages",
-                    icon=":material/delete_sweep:",
-                    type="tertiary",
-                    on_click=session.chats().clear,
-                    args=(conversation.conversation_id,),
-                )
+
+
+def _title(conversation: Conversation) -> None:
+    """The chat's name, which opens what can be done with the whole of it."""
+    title = plain_text(shortened(conversation.title or "Untitled", _TITLE_WIDTH))
+    menu = st.popover(f"**{title}**", type="tertiary", wrap=False, key="chat:title")
+    with menu, st.container(width=_POPOVER_PIXELS):
+        _rename(conversation)
+        _export(conversation)
+        st.button(
+            "Clear all messages",
+            icon=":material/delete_sweep:",
+            type="tertiary",
+            on_click=session.chats().clear,
+            args=(conversation.conversation_id,),
+        )
 
 
 def _list(current: Conversation | None) -> None:
@@ -95,7 +116,7 @@ def _list(current: Conversation | None) -> None:
 
 
 def _row(one: Conversation, is_here: bool) -> None:
-    title = plain_text(one.title or "Untitled")
+    title = plain_text(shortened(one.title or "Untitled", _ROW_WIDTH))
     with st.container(
         horizontal=True, vertical_alignment="center", wrap=False, key=f"chat-row-{one.conversation_id}"
     ):
