@@ -13,6 +13,7 @@ HEAVY = {
     "vllm": {
         "core/engines/vllm.py",
         "core/engines/vllm_beams.py",
+        "core/engines/vllm_distribution.py",
         "core/engines/vllm_info.py",
         "core/engines/vllm_params.py",
         "core/engines/vllm_start.py",

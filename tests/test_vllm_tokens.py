@@ -5,11 +5,13 @@ from __future__ import annotations
 import asyncio
 import itertools
 import math
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 
+from core.engines.vllm_distribution import Question
 from core.errors import RequestRejected
 from core.runtime import Runtime
 from core.types import Completion, Delta, Message, Request, TokenLogprob
@@ -90,6 +92,22 @@ def test_the_distribution_holds_every_token(engine_runtime: Runtime) -> None:
     assert engine.pieces([int(after.argmax())])[0].text == " Paris"
     with pytest.raises(RequestRejected, match="the context holds 8192"):
         engine_runtime.run(engine.next_logprobs(request([1] * 8192)))
+
+
+def test_the_newer_model_runner_is_asked_for_the_place_behind_the_prompt(engine_runtime: Runtime) -> None:
+    """It runs on GPUs alone: what is asked is held against vLLM's own checks, and what comes back is read."""
+    config = engine_runtime.engine._engine.vllm_config
+    newer = SimpleNamespace(model_config=config.model_config, use_v2_model_runner=True)
+    question = Question(newer, [5, 6, 7])
+    question.params.verify(config.model_config, None, None, None)
+    assert question.token_ids == [5, 6, 7, 7]
+    assert question.params.prompt_logprob_start == 2
+    assert question.params.prompt_logprob_token_ids.shape == (1, 49152)
+    scores = np.log(np.full((1, 49152), 1 / 49152, dtype=np.float32))
+    read = question.read(SimpleNamespace(prompt_token_id_logprobs=scores))
+    assert (read.shape, read.dtype) == ((49152,), np.float32)
+    with pytest.raises(RequestRejected, match="too busy"):
+        question.read(SimpleNamespace(prompt_token_id_logprobs=None))
 
 
 def test_scores_and_alternatives_at_once_do_not_mix(engine_runtime: Runtime) -> None:

@@ -23,13 +23,13 @@ from core.engines import vllm_beams, vllm_scoring
 from core.engines.base import Report
 from core.engines.engine_log import EngineLog, cause_in
 from core.engines.guard import Guard
+from core.engines.vllm_distribution import Question
 from core.engines.vllm_info import describe, end_ids
 from core.engines.vllm_models import Tokenizer, locate, read_facts
 from core.engines.vllm_params import (
     MOST_SCORED_TOKENS,
     canonical,
     completion,
-    distribution_params,
     finish_reason,
     reason_of,
     sampling_params,
@@ -243,16 +243,13 @@ class VllmEngine:
         return found
 
     async def next_logprobs(self, request: Request) -> np.ndarray:
-        import numpy as np
-
-        ids = await self._prompt_ids(request)
-        found = np.full(self._alive().model_config.get_vocab_size(), -np.inf, dtype=np.float32)
+        question = Question(self._alive().vllm_config, await self._prompt_ids(request))
         name = f"{request.id}-next-{next(self._numbers)}"
-        async for output in self._outputs(name, ids, distribution_params(), request.priority):
-            part = output.outputs[0]
-            finish_reason(part)
-            found[part.logprobs.token_ids] = part.logprobs.logprobs
-        return found
+        outputs = self._outputs(name, question.token_ids, question.params, request.priority)
+        async with contextlib.aclosing(outputs):
+            (output,) = [each async for each in outputs]
+        finish_reason(output.outputs[0])
+        return question.read(output)
 
     async def _answers(self, request: Request, *, streaming: bool) -> AsyncIterator[Any]:
         """vLLM's RequestOutputs for our request, the last one finished."""

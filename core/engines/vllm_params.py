@@ -64,22 +64,6 @@ def scoring_params(token_ids: Sequence[int], *, forced: bool = False) -> list[An
     return [SamplingParams(logprob_token_ids=list(token_ids), **common)]
 
 
-@functools.cache
-def distribution_params() -> Any:
-    """One token, with the log-probability of every token of the vocabulary, as flat lists."""
-    from vllm import SamplingParams
-    from vllm.sampling_params import RequestOutputKind
-
-    return SamplingParams(
-        max_tokens=1,
-        temperature=0.0,
-        logprobs=-1,
-        flat_logprobs=True,
-        detokenize=False,
-        output_kind=RequestOutputKind.FINAL_ONLY,
-    )
-
-
 def token_logprobs(
     part: Any, wanted: int, texts: Callable[[Sequence[int]], list[str]]
 ) -> tuple[TokenLogprob, ...]:

@@ -13,6 +13,7 @@ from core.types import EngineStats
 class Counters:
     """Totals of what vLLM's stat loggers are told each step."""
 
+    steps: int = 0
     prompt_tokens: int = 0
     output_tokens: int = 0
     prefix_queries: int = 0
@@ -27,6 +28,7 @@ class Counters:
             self.prefix_queries += scheduler.prefix_cache_stats.queries
             self.prefix_hits += scheduler.prefix_cache_stats.hits
         if iteration is not None:
+            self.steps += 1
             self.prompt_tokens += iteration.num_prompt_tokens
             self.output_tokens += iteration.num_generation_tokens
 
