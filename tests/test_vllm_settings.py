@@ -70,6 +70,12 @@ def test_asked_for_values_win() -> None:
     assert (arguments["max_num_batched_tokens"], arguments["enforce_eager"]) == (512, False)
 
 
+def test_a_small_model_on_a_large_gpu_stays_within_the_cuda_graphs() -> None:
+    choice = choose(EngineSpec(), SMOL, gpu(139))
+    assert choice.batch_slots == 504
+    assert choice.arguments["max_num_seqs"] == 512
+
+
 @pytest.mark.parametrize(("total_gib", "slots", "batched"), [(139, 1024, 16384), (23, 256, 8192)])
 def test_gpu_gets_explicit_sizes_and_compiles(total_gib: float, slots: int, batched: int) -> None:
     choice = choose(EngineSpec(), SEVEN_B, gpu(total_gib))

@@ -22,6 +22,9 @@ _CPU_BATCHED_TOKENS = 2048
 _TOKENS_PER_SLOT = 1024
 _LEAST_CONTEXT = 512
 _BIG_GPU_BYTES = 70 * _GIB
+_SMALL_MODEL_BYTES = 4 * _GIB
+_CUDA_GRAPH_SEQUENCES = 512
+"""The most sequences of a step that vLLM records a graph for by default: beyond, each kernel is launched."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -57,12 +60,19 @@ def choose(spec: EngineSpec, model: ModelFacts, device: DeviceFacts) -> Choice:
     max_num_seqs and max_num_batched_tokens are always given: left out, AsyncLLM takes
     128 and 2,048 on any device, a quarter less throughput than an H200 has to give.
     """
-    return _choose_cpu(spec, model, device) if device.kind == "cpu" else _choose_gpu(spec, device)
+    return _choose_cpu(spec, model, device) if device.kind == "cpu" else _choose_gpu(spec, model, device)
 
 
-def _choose_gpu(spec: EngineSpec, device: DeviceFacts) -> Choice:
+def _choose_gpu(spec: EngineSpec, model: ModelFacts, device: DeviceFacts) -> Choice:
+    """On a large GPU a small model gets no more slots than vLLM has CUDA graphs for, a large one 1,024.
+
+    H200, 1,000 rows: a 0.5B shape made 46,000 output tokens/s with 1,024 slots and 59,000 with 504,
+    a 7B shape 15,000 and 14,600.
+    """
     big = device.memory_bytes >= _BIG_GPU_BYTES
-    slots = spec.max_num_seqs or (1024 if big else 256)
+    small_model = model.weights_bytes <= _SMALL_MODEL_BYTES
+    wide = _CUDA_GRAPH_SEQUENCES - CHAT_SLOTS if small_model else 1024
+    slots = spec.max_num_seqs or (wide if big else 256)
     arguments = {
         "max_num_seqs": slots + CHAT_SLOTS,
         "max_num_batched_tokens": max(
