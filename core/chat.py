@@ -175,7 +175,8 @@ class Chats:
         check_answers(n)
         sets = [_of_sample(params, number) for number in range(n)]
         messages = prompt_messages(conversation.system, path, asked, conversation.options.reasoning)
-        answers = [self._answer(conversation, messages, one) for one in sets]
+        first = self._answer(conversation, messages, sets[0])
+        answers = [first, *(first.version(one) for one in sets[1:])]
         owned = [{**answer.details, **this_process()} for answer in answers]
         added = self.conversations.append(
             conversation.conversation_id,

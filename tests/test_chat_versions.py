@@ -37,6 +37,18 @@ def test_several_answers_at_once_are_versions_with_seeds_of_their_own(chats):
     assert len({answer.content for answer in answers}) == 3
 
 
+def test_several_answers_at_once_have_their_prompt_made_once(chats, runtime, monkeypatch):
+    made = []
+    render = runtime.engine.render_chat
+    monkeypatch.setattr(runtime.engine, "render_chat", lambda *args: made.append(args) or render(*args))
+    conversation = begin(chats)
+    answers = chats.send(conversation, "four of them", {}, n=4)
+    ended(chats, conversation)
+    assert len(made) == 1
+    figures = [chats.conversations.message(one).details["prompt_tokens"] for one in answers]
+    assert len(set(figures)) == 1 and figures[0] > 0
+
+
 def test_the_conversation_says_how_many_answers(chats):
     conversation = begin(chats, options=ChatOptions(n=2))
     assert len(chats.send(conversation, "two", {})) == 2
