@@ -1,12 +1,16 @@
 """The sampling parameters as widgets: defaults, groups, resets, presets, what the engine can't do."""
 
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 from streamlit.testing.v1 import AppTest
+from typer.testing import CliRunner
 
+from core.cli import app as command_line
 from pages.parts import session
 
+HOME = Path(__file__).parents[1] / "Home.py"
 pytestmark = pytest.mark.usefixtures("workspace")
 
 
@@ -21,7 +25,7 @@ def draw():
 
 
 def form(**state):
-    made = AppTest.from_function(draw)
+    made = AppTest.from_function(draw, default_timeout=20)
     for name, value in state.items():
         made.session_state[name] = value
     return made.run()
@@ -139,3 +143,15 @@ def test_a_preset_that_went_in_another_tab_does_no_harm():
     made.text_input(key="form:preset:name").set_value("x" * 99).run()
     made.button(key="form:preset:save").click().run()
     assert "can't be named" in made.toast[0].value.replace("&#39;", "'")
+
+
+def test_a_preset_of_one_page_is_on_the_others_and_on_the_command_line():
+    app = AppTest.from_file(HOME, default_timeout=20).run()
+    app.switch_page("pages/chat.py").run()
+    app.text_input(key="chat:new:preset:name").set_value("Strict").run()
+    app.button(key="chat:new:preset:save").click().run()
+    assert "Strict" in CliRunner().invoke(command_line, ["presets", "list"]).stdout
+    app.switch_page("pages/compare.py").run()
+    offered = [one.options for one in app.selectbox if one.key.endswith(":preset")]
+    assert offered and all("Strict" in options for options in offered)
+    assert not app.exception
