@@ -11,7 +11,7 @@ from typing import Annotated, Any, NoReturn
 
 import typer
 
-from core import cli_batch, cli_presets, embedded, sampling
+from core import cli_batch, cli_compare, cli_presets, embedded, sampling
 from core.errors import ParameterError, WorkbenchError
 from core.settings import load_settings
 from core.store import Store
@@ -28,6 +28,9 @@ models_app = typer.Typer(help="The models on this machine.", no_args_is_help=Tru
 app.add_typer(models_app, name="models")
 app.add_typer(cli_presets.app, name="presets")
 app.command(short_help="Run a model over every row of a table.")(cli_batch.batch)
+app.command(short_help="Ask prompts under several parameter sets, and score the answers.")(
+    cli_compare.compare
+)
 
 
 def main() -> None:

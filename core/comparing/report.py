@@ -7,6 +7,7 @@ import functools
 import io
 import json
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +34,43 @@ _COLUMNS = (
 def to_spec_json(view: ComparisonView) -> str:
     """The specification alone, by which the comparison can be repeated."""
     return json.dumps(view.spec.model_dump(mode="json", exclude_defaults=True), ensure_ascii=False, indent=2)
+
+
+def to_json(view: ComparisonView, votes: Sequence[Vote] = ()) -> str:
+    """Everything as data: specification, answers with their figures, differences, votes.
+
+    `python -m core compare` takes it as a specification, too.
+    """
+    scored = score(view.spec, view.cells)
+    answers = [_line(view.spec, place, view.cells[place], scored) for place in sorted(view.cells)]
+    content = {
+        "name": view.name,
+        "spec": view.spec.model_dump(mode="json", exclude_defaults=True),
+        "answers": [
+            {name: value for name, value in line.items() if value not in (None, "")} for line in answers
+        ],
+        "differences": differences(view, scored),
+        "votes": [
+            {
+                "voter": vote.voter,
+                "prompt": vote.prompt + 1,
+                "sample": vote.sample + 1,
+                "a": view.spec.sets[vote.set_a].name,
+                "b": view.spec.sets[vote.set_b].name,
+                "winner": vote.winner,
+            }
+            for vote in votes
+        ],
+    }
+    return json.dumps(content, ensure_ascii=False, indent=2)
+
+
+def differences(view: ComparisonView, scored: Scores) -> list[dict[str, Any]]:
+    """Each set's differences to the baseline, as data."""
+    return [
+        {"set": view.spec.sets[place].name, "metric": name, **asdict(found)}
+        for (place, name), found in scored.differences.items()
+    ]
 
 
 def to_csv(view: ComparisonView, *, escape_formulas: bool = True) -> str:
@@ -100,7 +138,7 @@ def to_html(view: ComparisonView, votes: Sequence[Vote] = ()) -> str:
         parts=functools.partial(_parts, view, scored.baseline),
         caption=_caption,
         number=number,
-        interval=_interval,
+        interval=interval,
         plot=functools.partial(_plot, scored),
     )
 
@@ -145,7 +183,7 @@ def number(value: float | None, metric: Metric, *, signed: bool = False) -> str:
     return f"{text} {unit}".strip().replace("-", "−")
 
 
-def _interval(found: SetScore | Difference, metric: Metric, *, signed: bool = False) -> str:
+def interval(found: SetScore | Difference, metric: Metric, *, signed: bool = False) -> str:
     if found.low is None or found.high is None:
         return f"n={found.n}"
     bounds = " to ".join(
