@@ -12,17 +12,15 @@ import contextlib
 import datetime as dt
 import os
 import secrets
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any, Literal
 
 import psutil
 import sqlalchemy as sa
-import sqlalchemy.dialects.sqlite
 
 from core import catalogue_schema
-from core.catalogue_schema import comparisons as _comparisons
 from core.catalogue_schema import runs as _runs
 from core.errors import WorkbenchError
 
@@ -60,16 +58,6 @@ class RunRecord:
     def is_at_work(self) -> bool:
         """Whether a process works on it or has it in its queue; a pause with an owner ends by itself."""
         return self.state in ("running", "queued") or (self.state == "paused" and self.owner_pid is not None)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Comparison:
-    """A saved comparison; `body` is what `core.compare` wrote."""
-
-    comparison_id: str
-    created_at: dt.datetime
-    body: Mapping[str, Any]
-    name: str = ""
 
 
 def new_id() -> str:
@@ -149,26 +137,6 @@ class Store:
 
     def delete_run(self, run_id: str) -> None:
         self.execute(sa.delete(_runs).where(_runs.c.run_id == run_id))
-
-    # -- comparisons --------------------------------------------------------
-
-    def save_comparison(self, comparison_id: str, body: Mapping[str, Any]) -> None:
-        """Insert or replace."""
-        query = sa.dialects.sqlite.insert(_comparisons).values(
-            comparison_id=comparison_id, created_at=dt.datetime.now(dt.UTC), body=dict(body)
-        )
-        self.execute(
-            query.on_conflict_do_update(index_elements=["comparison_id"], set_={"body": query.excluded.body})
-        )
-
-    def comparison(self, comparison_id: str) -> Comparison | None:
-        row = self.first(sa.select(_comparisons).where(_comparisons.c.comparison_id == comparison_id))
-        return Comparison(**row) if row else None
-
-    def comparisons(self, limit: int = 20) -> list[Comparison]:
-        """Newest first."""
-        query = sa.select(_comparisons).order_by(_comparisons.c.created_at.desc()).limit(limit)
-        return [Comparison(**row) for row in self.all(query)]
 
     # -- statements: for what keeps tables of its own in the catalogue ---------
 

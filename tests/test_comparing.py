@@ -1,5 +1,6 @@
 """Prompts under parameter sets: generated together, kept, stopped, resumed, reopened, searched."""
 
+import datetime as dt
 import os
 import signal
 import subprocess
@@ -12,6 +13,7 @@ from waiting import until
 
 from core.answers import read_logprobs
 from core.catalogue_schema import compare_cells
+from core.catalogue_schema import comparisons as kept_comparisons
 from core.comparing.cells import Place
 from core.comparing.runner import Comparisons
 from core.comparing.spec import read_spec
@@ -260,7 +262,8 @@ def test_a_comparison_of_an_earlier_version_is_listed_opened_and_resumed(compari
         "owner_pid": 2**22 + 1,
         "owner_started": 1.0,
     }
-    store.save_comparison("old", body)
+    then = dt.datetime(2026, 11, 1, tzinfo=dt.UTC)
+    store.execute(sa.insert(kept_comparisons).values(comparison_id="old", created_at=then, body=body))
     (listed,) = comparisons.list()
     assert (listed.name, listed.answers, listed.complete) == ("Why?", 2, 1)
     view = comparisons.view("old")
