@@ -121,12 +121,14 @@ def split(text: str, parser: str = AUTO, *, begins_inside: bool = False) -> Reas
     if parser == NONE:
         return Reasoned("", text)
     tried = [one for one in PARSERS.values() if one.automatic] if parser == AUTO else [PARSERS[parser]]
-    for part in (_opened, _closed_alone):
-        for one in tried:
-            found = part(text, one)
-            if found:
-                return found
-    if begins_inside or any(one.begins_inside for one in tried):
+    begins_inside = begins_inside or any(one.begins_inside for one in tried)
+    for one in tried:
+        if found := _opened(text, one):
+            return found
+    for one in tried:
+        if found := _closed_alone(text, one, begins_inside):
+            return found
+    if begins_inside:
         return Reasoned(text.strip(), "", is_open=True)
     for one in tried:
         answer = _unwrapped(text, one)
@@ -153,10 +155,12 @@ def _opened(text: str, parser: Parser) -> Reasoned | None:
     return None if rest is text else Reasoned("\n\n".join(thoughts), _answer(rest, parser))
 
 
-def _closed_alone(text: str, parser: Parser) -> Reasoned | None:
-    """The parts of a text that has a closing mark and no opening one before it."""
-    closing = re.search(rf"(?<![`'\"])(?:{parser.closing})(?![`'\"])", text) if parser.alone else None
-    if closing is None or re.search(parser.opening, text[: closing.start()]):
+def _closed_alone(text: str, parser: Parser, begins_inside: bool) -> Reasoned | None:
+    """The parts of a text with a closing mark alone: where it isn't known to begin inside, a plain one."""
+    if not parser.alone:
+        return None
+    closing = re.search(rf"(?<![`'\"])(?:{parser.closing})(?![`'\"])", text)
+    if closing is None or (not begins_inside and re.search(parser.opening, text[: closing.start()])):
         return None
     return Reasoned(text[: closing.start()].strip(), _answer(text[closing.end() :], parser))
 

@@ -75,7 +75,9 @@ def test_the_prompt_tells_that_an_answer_begins_inside():
     assert opened_by("<|im_start|>assistant\n<think>\n") and opened_by("...[THINK]")
     assert not opened_by("<think>\n\n</think>\n\n") and not opened_by("")
     assert split("T one", begins_inside=True) == Reasoned("T one", "", is_open=True)
-    assert split("T one\n</think>\nA", begins_inside=True) == Reasoned("T one", "A")
+    for thought in ("T one", "the tag <think> opens"):
+        assert split(f"{thought}\n</think>\nA", begins_inside=True) == Reasoned(thought, "A")
+        assert split(f"{thought}\n</think>\nA", "think_opened") == Reasoned(thought, "A")
 
 
 def test_none_parts_nothing():
