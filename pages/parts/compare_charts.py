@@ -29,7 +29,13 @@ class Estimate:
 
 
 def forest(
-    lines: Sequence[Estimate], *, none: float, title: str, words: Callable[[float], str], text_color: str
+    lines: Sequence[Estimate],
+    *,
+    none: float,
+    title: str,
+    words: Callable[[float], str],
+    text_color: str,
+    tick_format: str = "",
 ) -> go.Figure:
     """A line for each estimate, first on top, against `none`: the value that means no difference.
 
@@ -54,7 +60,7 @@ def forest(
         margin={"l": 10, "r": 170, "t": 10, "b": 10},
         showlegend=False,
     )
-    figure.update_xaxes(title=title, range=[low, high], zeroline=False, nticks=6)
+    figure.update_xaxes(title=title, range=[low, high], zeroline=False, nticks=6, tickformat=tick_format)
     return figure.update_yaxes(
         tickvals=places,
         ticktext=[_label(line.name) for line in lines],

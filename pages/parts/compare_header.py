@@ -57,7 +57,7 @@ def tabs(view: ComparisonView, names: Mapping[str, str]) -> str:
     name = f"compare:view:{view.comparison_id}:tab"
     with st.container(horizontal=True, vertical_alignment="center"):
         chosen = st.segmented_control(
-            "View", list(names), format_func=names.get, key=name, required=True, width="stretch",
+            "View", list(names), format_func=names.get, key=name, required=True,
             default=st.session_state.get(name, next(iter(names))), label_visibility="collapsed",
             persist_state="session",
         )  # fmt: skip

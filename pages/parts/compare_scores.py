@@ -99,6 +99,7 @@ def _picture(key: str, view: ComparisonView, scores: Scores) -> None:
         lines,
         none=0.0,
         title=f"{metric.title}: difference to {plain_label(sets[scores.baseline].name)}",
+        tick_format="+.1%" if metric.unit == "share" else "",
         words=lambda value: signed(metric, value),
         text_color=TEXT[st.context.theme.type or "light"],
     )

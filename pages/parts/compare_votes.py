@@ -137,13 +137,14 @@ def _counted(key: str, view: ComparisonView, votes: Sequence[Vote]) -> None:
     figure = forest(
         [_line(names[place], rate) for place, rate in ranked],
         none=0.5, title="Win rate against all other sets; a tie is half a win", words=_percent,
-        text_color=color,
+        tick_format=".0%", text_color=color,
     )  # fmt: skip
     st.plotly_chart(figure, key=f"{key}:sets", config=_CONFIG)
     if len(rates.pairs) > 1:
         figure = forest(
             [_line(f"{names[one]} / {names[other]}", rate) for (one, other), rate in rates.pairs.items()],
-            none=0.5, title="Win rate of the first against the second", words=_percent, text_color=color,
+            none=0.5, title="Win rate of the first against the second", words=_percent, tick_format=".0%",
+            text_color=color,
         )  # fmt: skip
         st.plotly_chart(figure, key=f"{key}:pairs", config=_CONFIG)
     st.caption(
