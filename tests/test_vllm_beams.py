@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
+import math
 import time
 from collections.abc import Callable
 from concurrent.futures import CancelledError
@@ -11,6 +12,7 @@ from typing import Any
 
 import pytest
 
+from core.engines import vllm_beams
 from core.errors import RequestRejected
 from core.runtime import Runtime
 from core.types import Completion, Delta, Message, Priority, Request
@@ -65,6 +67,23 @@ def test_a_search_ends_where_the_model_ends(engine_runtime: Runtime) -> None:
     assert answer.text == "The capital of France is Paris."
     assert (answer.finish_reason, answer.cumulative_logprob, answer.logprobs) == ("stop", None, ())
     assert answer.timing.ttft_s == answer.timing.e2el_s
+
+
+@pytest.mark.parametrize("length_penalty", [1.0, 0.0, -1.0])
+def test_a_search_ends_early_with_the_same_answer(
+    engine_runtime: Runtime, monkeypatch: pytest.MonkeyPatch, length_penalty: float
+) -> None:
+    engine = engine_runtime.engine
+    prompt = ask(engine_runtime, "What is the capital of France?")
+    params = {"beam_width": 3, "max_tokens": 24, "length_penalty": length_penalty, "logprobs": 0}
+    before = engine._counters.steps
+    early = complete(engine_runtime, request(prompt, **params))
+    steps = engine._counters.steps - before
+    monkeypatch.setattr(vllm_beams.Paths, "_best_to_come", lambda *_: math.inf)
+    full = complete(engine_runtime, request(prompt, **params))
+    assert (early.text, early.finish_reason) == (full.text, "stop")
+    assert early.cumulative_logprob == pytest.approx(full.cumulative_logprob, abs=0.3)
+    assert steps < 20 and engine._counters.steps - before - steps >= 24
 
 
 def test_a_higher_length_penalty_gives_no_shorter_an_answer(engine_runtime: Runtime) -> None:

@@ -38,6 +38,7 @@ class Engine(Protocol):
     def stream(self, request: Request) -> AsyncIterator[Delta | Completion]:
         """Yield a Delta a step, then one Completion. Closing the iterator aborts the request.
 
+        With `beam_width` there is one Delta, with the whole text, when the search has ended.
         Raises RequestRejected for this request's own fault, EngineDied when the engine is gone.
         """
         ...
@@ -73,7 +74,10 @@ class Engine(Protocol):
         ...
 
     def pieces(self, token_ids: Sequence[int]) -> list[TokenPiece]:
-        """Each token by itself: together their texts are the text, special tokens included."""
+        """Each token by itself: together their texts are the text, special tokens included.
+
+        A token that holds a part of a character has U+FFFD in its place.
+        """
         ...
 
     def render_chat(

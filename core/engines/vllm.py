@@ -272,7 +272,7 @@ class VllmEngine:
         if "beam_search" in self.info.cannot:
             raise RequestRejected(self.info.cannot["beam_search"], hint="Leave beam_width empty.")
 
-        def generate(prompt: Any, params: Any, name: str, **_: Any) -> AsyncIterator[Any]:
+        def generate(prompt: Any, params: Any, name: str) -> AsyncIterator[Any]:
             return self._outputs(name, prompt["prompt_token_ids"], params, request.priority)
 
         room = self.info.max_model_len - len(ids)
