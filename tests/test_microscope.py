@@ -302,7 +302,7 @@ def test_the_position_moves_along_the_answer(page: AppTest) -> None:
     page.slider(key="lens:position").set_value(2).run()
     assert page.text[0].value.endswith("<assistant>\n Paris is▏")
     assert metric(page, "Entropy") != entropy
-    assert any("The answer has ␣one here" in caption.value for caption in page.caption)
+    assert any("The answer has “␣one” here" in caption.value for caption in page.caption)
 
 
 def test_the_model_is_asked_once_for_a_position(page: AppTest) -> None:
@@ -339,6 +339,4 @@ def test_a_token_is_text_in_the_picture_whatever_it_says() -> None:
     rows = [Row(1, 0.6, 0.7, None), Row(2, 0.3, 0.0, "top_k")]
     figure = bars(rows, [TokenPiece(1, "<b>&"), TokenPiece(2, " x")], (7, 0.1, 0.3), written=2)
     assert list(figure.layout.yaxis.ticktext) == ["&lt;b&gt;&amp;", "<b>▸ ␣x</b>", "<i>7 others</i>"]
-    assert [note.text for note in figure.layout.annotations] == [
-        "60.0% → 70.0%", "30.0% → <b>cut by top_k</b>", "10.0% → 30.0%",
-    ]  # fmt: skip
+    assert list(figure.data[-1].text) == ["60.0% → 70.0%", "30.0% → <b>cut by top_k</b>", "10.0% → 30.0%"]

@@ -270,7 +270,7 @@ def _draw(key: str, engine: Engine, place: _Place, shaped: maths.Reshaped) -> No
     st.plotly_chart(figure, key=f"{key}:bars", config={"displayModeBar": False}, alt=words)
     if place.written is not None:
         (piece,) = engine.pieces([place.written])
-        said = f"The answer has {visible(piece)} here"
+        said = f"The answer has “{visible(piece)}” here"
         if covered:
             own, now = shaped.own[place.written], shaped.probabilities[place.written]
             said += f": {percent(own)} by the model's own account, {percent(now)} with these parameters"
@@ -281,7 +281,7 @@ def _figures(shaped: maths.Reshaped) -> None:
     kept, mass, spread = st.columns(3)
     with kept:
         st.metric("Tokens kept", f"{shaped.tokens_kept:,}")
-        st.caption(f"So many of {len(shaped.own):,} tokens can still come.")
+        st.caption(f"Of {len(shaped.own):,} tokens, so many can still be chosen.")
     with mass:
         st.metric("Cut away", percent(shaped.mass_cut))
         st.caption("The model's own probability of all the tokens that were cut.")

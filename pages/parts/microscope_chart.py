@@ -48,13 +48,12 @@ def bars(
         x=chance, y=places, orientation="h", width=0.42, marker={"color": ACCENT}, name=_NOW,
         customdata=hover, hovertemplate="%{customdata}: chance now %{x:.2%}<extra></extra>",
     )  # fmt: skip
-    widest = max([*own, *chance], default=1.0)
-    figure = go.Figure([pale, strong])
-    for place, text in enumerate(ends):
-        figure.add_annotation(
-            x=max(own[place], chance[place]), y=place, text=text, showarrow=False, xanchor="left", xshift=4,
-            font={"size": 12},
-        )  # fmt: skip
+    longest = [max(pair) for pair in zip(own, chance, strict=True)]
+    texts = go.Bar(
+        x=longest, y=places, orientation="h", width=0.82, marker={"color": "rgba(0, 0, 0, 0)"}, text=ends,
+        textposition="outside", cliponaxis=False, hoverinfo="skip", showlegend=False,
+    )  # fmt: skip
+    figure = go.Figure([pale, strong, texts])
     figure.update_layout(
         barmode="overlay",
         height=90 + _ROW_PIXELS * len(names),
@@ -62,7 +61,9 @@ def bars(
         legend={"orientation": "h", "x": 0, "y": 1, "yanchor": "bottom", "itemclick": False},
         uirevision="same",
     )
-    figure.update_xaxes(tickformat=".0%", range=[0, widest * 1.45], nticks=6, tickangle=0, rangemode="tozero")
+    figure.update_xaxes(
+        tickformat=".0%", range=[0, max(longest, default=1) * 1.45], nticks=6, tickangle=0, rangemode="tozero"
+    )
     return figure.update_yaxes(
         tickvals=places, ticktext=names, range=[len(names) - 0.5, -0.5], automargin=True, showgrid=False
     )
