@@ -14,7 +14,7 @@ from waiting import until
 from core.answers import read_logprobs
 from core.catalogue_schema import compare_cells
 from core.catalogue_schema import comparisons as kept_comparisons
-from core.comparing.cells import Place
+from core.comparing.cell import Place
 from core.comparing.runner import Comparisons
 from core.comparing.spec import read_spec
 from core.errors import TemplateError, WorkbenchError

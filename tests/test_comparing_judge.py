@@ -10,7 +10,8 @@ import pytest
 from waiting import until
 from werkzeug import Response
 
-from core.comparing.cells import Cell, CellStore, Place
+from core.comparing.cell import Cell, Place
+from core.comparing.cells import CellStore
 from core.comparing.judge import KEY_VARIABLE, Judge, NoVerdict, messages_for, read_reply, verdict
 from core.comparing.judging import Judging
 from core.comparing.spec import PromptItem, read_spec

@@ -9,7 +9,7 @@ import pytest
 from playwright.sync_api import sync_playwright
 
 from core.bootstrap import find_browser
-from core.comparing.cells import Cell, Place, Vote
+from core.comparing.cell import Cell, Place, Vote
 from core.comparing.report import to_csv, to_html, to_spec_json
 from core.comparing.runner import ComparisonView
 from core.comparing.spec import read_spec

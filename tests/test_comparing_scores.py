@@ -8,7 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from core.comparing import scores
-from core.comparing.cells import Cell, CellStore, Place, Vote
+from core.comparing.cell import Cell, Place, Vote
+from core.comparing.cells import CellStore
 from core.comparing.scores import (
     NO_DIFFERENCE,
     cell_scores,

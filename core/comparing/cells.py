@@ -5,42 +5,20 @@ from __future__ import annotations
 import datetime as dt
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Any, Literal, NamedTuple
+from dataclasses import dataclass
+from typing import Any
 
 import sqlalchemy as sa
 import sqlalchemy.dialects.sqlite
 
-from core.answers import LiveAnswer
 from core.catalogue_schema import compare_cells as _cells
 from core.catalogue_schema import compare_votes as _votes
 from core.catalogue_schema import comparisons as _comparisons
+from core.comparing.cell import Cell, Place, Vote
 from core.comparing.spec import ComparisonSpec, read_spec
-from core.store import MessageState, Store, is_alive, new_id, this_process
+from core.store import Store, is_alive, new_id, this_process
 
-CellState = MessageState | Literal["waiting", "missing"]
 _SEARCHED_CHARACTERS = 8_000
-
-
-class Place(NamedTuple):
-    """Which cell: the prompt's, the set's and the seed's place in the specification, from 0."""
-
-    prompt: int
-    set: int
-    sample: int
-
-
-@dataclass(frozen=True, slots=True)
-class Cell:
-    """One answer. `live` while it is generated; `details` as `core.answers.Answer.details`.
-
-    "waiting" will be asked yet; "missing" was not asked and nobody is at it.
-    """
-
-    text: str
-    state: CellState
-    details: Mapping[str, Any] = field(default_factory=dict)
-    live: LiveAnswer | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -76,21 +54,6 @@ class Measured:
     output_tokens: int
     seconds: float
     at_once: int
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Vote:
-    """Which of two answers to one prompt was found better: of set_a ("a"), of set_b ("b"), or neither."""
-
-    vote_id: str
-    created_at: dt.datetime
-    voter: str
-    prompt: int
-    sample: int
-    set_a: int
-    set_b: int
-    winner: Literal["a", "b", "tie"]
-    details: Mapping[str, Any]
 
 
 class CellStore:

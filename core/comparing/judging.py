@@ -10,7 +10,8 @@ from concurrent.futures import Future, wait
 from dataclasses import dataclass, replace
 from typing import Literal
 
-from core.comparing.cells import Cell, CellStore, Kept, Place
+from core.comparing.cell import Cell, Place
+from core.comparing.cells import CellStore, Kept
 from core.comparing.judge import Asking, Judge, NoVerdict, asking, verdict
 from core.comparing.votes import pairs_of
 from core.errors import WorkbenchError

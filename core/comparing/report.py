@@ -15,7 +15,7 @@ import jinja2
 
 import core
 from core.answers import in_words
-from core.comparing.cells import Cell, Place, Vote
+from core.comparing.cell import Cell, Place, Vote
 from core.comparing.runner import ComparisonView
 from core.comparing.scores import METRICS, Difference, Metric, Scores, SetScore, cell_scores, score
 from core.comparing.spec import ComparisonSpec, messages_of

@@ -14,7 +14,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from core.answers import Answer
-from core.comparing.cells import Cell, CellStore, Kept, Listed, Measured, Place
+from core.comparing.cell import Cell, Place
+from core.comparing.cells import CellStore, Kept, Listed, Measured
 from core.comparing.judging import Judging
 from core.comparing.spec import ComparisonSpec, messages_of, params_of
 from core.comparing.votes import Votes

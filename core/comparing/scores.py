@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from core import evals, structured
-from core.comparing.cells import Cell, Place
+from core.comparing.cell import Cell, Place
 from core.comparing.spec import ComparisonSpec
 from core.reasoning import split
 from core.references import APPLICABLE, ReferenceScan, ReferenceType, as_object

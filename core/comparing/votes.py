@@ -11,7 +11,8 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from core.comparing.cells import Cell, CellStore, Place, Vote
+from core.comparing.cell import Cell, Place, Vote
+from core.comparing.cells import CellStore
 from core.comparing.scores import ENOUGH, NO_DIFFERENCE
 from core.comparing.spec import ComparisonSpec
 from core.errors import WorkbenchError
