@@ -11,7 +11,7 @@ from collections.abc import Callable, Collection
 import duckdb
 
 from core import results
-from core.results import Counts, Result, Sample
+from core.results import Counts, Reading, Result
 from core.types import EngineStats
 
 _FLUSH_S = 0.5
@@ -110,26 +110,24 @@ class Keeper:
             self._buffer = batch + self._buffer
             raise
         recent = (*self._recent, (now, self.counts.done, self._tokens))
-        self._recent = tuple(sample for sample in recent if now - sample[0] <= _RATE_WINDOW_S)
+        self._recent = tuple(moment for moment in recent if now - moment[0] <= _RATE_WINDOW_S)
 
     def _write(self, batch: list[Result]) -> None:
         stats, rate, work_s = self._look()
-        sample = Sample(
+        reading = Reading(
             work_s=work_s,
-            done=self.counts.done + len(batch),
             # the engine counts tokens as they come, we whole answers: ours serves where it says nothing
             output_tokens_per_s=rate or self._last_rate(),
             kv_cache_usage=stats.kv_cache_usage,
             prefix_hit_rate=self._hit_rate(stats),
-            running=stats.running,
         )
         self.counts = results.append(
-            self._connection, batch, sample, self.counts, replace=self._replace, share=self._share
+            self._connection, batch, reading, self.counts, replace=self._replace, share=self._share
         )
         self._publish()
 
     def _hit_rate(self, stats: EngineStats) -> float | None:
-        """Share of prompt tokens found in the prefix cache since the last sample."""
+        """Share of prompt tokens found in the prefix cache since the last reading."""
         queries, hits = stats.prefix_queries - self._prefix[0], stats.prefix_hits - self._prefix[1]
         self._prefix = (stats.prefix_queries, stats.prefix_hits)
         return hits / queries if queries > 0 else None

@@ -113,7 +113,7 @@ _RESULT_COLUMNS = """
 """
 _PROGRESS_COLUMNS = """
     taken_at DOUBLE, work_s DOUBLE, done BIGINT, output_tokens_per_s DOUBLE, kv_cache_usage DOUBLE,
-    prefix_hit_rate DOUBLE, running INTEGER
+    prefix_hit_rate DOUBLE
 """
 
 
@@ -275,27 +275,26 @@ def read_rows(
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Sample:
-    """The state of the work at one moment. `kv_cache_usage`, `prefix_hit_rate`: shares, None if unknown."""
+class Reading:
+    """How far the work was at one moment. `kv_cache_usage`, `prefix_hit_rate`: shares, None if unknown."""
 
     work_s: float
     done: int = 0
     output_tokens_per_s: float
     kv_cache_usage: float | None = None
     prefix_hit_rate: float | None = None
-    running: int | None = None
 
 
 def append(
     connection: duckdb.DuckDBPyConnection,
     results: Sequence[Result],
-    sample: Sample,
+    reading: Reading,
     counts: Counts,
     *,
     replace: bool = False,
     share: bool = False,
 ) -> Counts:
-    """Keep results and one progress sample in one transaction; give `counts` with them added.
+    """Keep results and the progress in one transaction; give `counts` with them added.
 
     `replace`: rows may have a stale result, which goes. `share`: each result is given to the
     rows that the plan found to ask the same, too.
@@ -322,9 +321,10 @@ def append(
                 connection.execute(f"DELETE FROM results WHERE _row IN (SELECT _row FROM {source})")
             connection.execute(f"INSERT INTO results BY NAME SELECT * FROM {source}")
         connection.execute(
-            "INSERT INTO progress VALUES (?, ?, ?, ?, ?, ?, ?)",
-            [now, sample.work_s, counts.done, sample.output_tokens_per_s, sample.kv_cache_usage,
-             sample.prefix_hit_rate, sample.running],
+            "INSERT INTO progress (taken_at, work_s, done, output_tokens_per_s, kv_cache_usage, "
+            "prefix_hit_rate) VALUES (?, ?, ?, ?, ?, ?)",
+            [now, reading.work_s, counts.done, reading.output_tokens_per_s, reading.kv_cache_usage,
+             reading.prefix_hit_rate],
         )  # fmt: skip
         connection.execute("COMMIT")
     except BaseException:
@@ -365,14 +365,14 @@ def _with_copies(counts: Counts, copied: Mapping[str, int]) -> Counts:
     )
 
 
-def read_samples(connection: duckdb.DuckDBPyConnection, points: int) -> list[Sample]:
-    """About `points` samples, oldest first."""
+def read_progress(connection: duckdb.DuckDBPyConnection, points: int) -> list[Reading]:
+    """About `points` readings, oldest first."""
     rows = connection.execute(
-        "SELECT work_s, done, output_tokens_per_s, kv_cache_usage, prefix_hit_rate, running "
+        "SELECT work_s, done, output_tokens_per_s, kv_cache_usage, prefix_hit_rate "
         "FROM (SELECT *, row_number() OVER (ORDER BY work_s DESC) - 1 AS nth, count(*) OVER () AS n "
         "FROM progress) "
         "WHERE nth % greatest(1, n // ?) = 0 ORDER BY work_s",
         [points],
     ).fetchall()
-    names = ("work_s", "done", "output_tokens_per_s", "kv_cache_usage", "prefix_hit_rate", "running")
-    return [Sample(**dict(zip(names, row, strict=True))) for row in rows]
+    names = ("work_s", "done", "output_tokens_per_s", "kv_cache_usage", "prefix_hit_rate")
+    return [Reading(**dict(zip(names, row, strict=True))) for row in rows]

@@ -226,10 +226,10 @@ class Run:
         with self.connect() as connection:
             return results.read_counts(connection)
 
-    def samples(self, points: int = 300) -> list[results.Sample]:
+    def progress(self, points: int = 300) -> list[results.Reading]:
         """About `points` looks at the work over time, oldest first."""
         with self.connect() as connection:
-            return results.read_samples(connection, points)
+            return results.read_progress(connection, points)
 
     def preview(self, limit: int, *, offset: int = 0, with_answers: bool = False) -> list[dict[str, Any]]:
         """Rows as a template sees them, by column name, in file order; with the answer columns if asked."""

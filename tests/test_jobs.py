@@ -293,8 +293,8 @@ def test_an_answer_that_looks_like_a_formula_is_guarded_but_the_files_own_cells_
     run = jobs.stage(path, instructions=Instructions(template="{{ text }}"))
     with run.connect() as connection:
         answer = results.Result(row=0, status="ok", answer="=HYPERLINK(1)")
-        sample = results.Sample(work_s=0.0, output_tokens_per_s=0.0)
-        results.append(connection, [answer], sample, results.Counts())
+        reading = results.Reading(work_s=0.0, output_tokens_per_s=0.0)
+        results.append(connection, [answer], reading, results.Counts())
     run.export(tmp_path / "safe.csv")
     run.export(tmp_path / "raw.csv", escape_formulas=False)
     assert read_csv(tmp_path / "safe.csv")[0]["text"] == "=1+1"
@@ -425,15 +425,15 @@ def test_what_was_left_behind_is_swept_and_nothing_else(table, make_scripted_run
     store.close()
 
 
-def test_progress_is_sampled_for_the_chart(make_scripted_runtime, table):
+def test_progress_is_kept_for_the_chart(make_scripted_runtime, table):
     runtime = make_scripted_runtime(scripted_tokens_per_s=40, max_num_seqs=8)
     store = Store(runtime.settings.catalogue_path)
     jobs = Jobs(runtime, store)
     run = jobs.stage(table, instructions=Instructions(template="Say {{ text }}"))
     finish(jobs, run)
-    samples = run.samples()
-    assert len(samples) >= 2
-    assert samples[-1].done == 40
-    assert max(sample.output_tokens_per_s for sample in samples) > 0
+    readings = run.progress()
+    assert len(readings) >= 2
+    assert readings[-1].done == 40
+    assert max(reading.output_tokens_per_s for reading in readings) > 0
     jobs.close()
     store.close()

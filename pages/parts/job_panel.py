@@ -22,7 +22,7 @@ from pages.parts.charts import counted, duration, metric_cells, per_second
 from pages.parts.markdown import plain_text
 
 _CHOSEN = "batch:run"
-_FEWEST_SAMPLES = 5  # a curve over less says nothing
+_FEWEST_READINGS = 5  # a curve over less says nothing
 _STATES = {
     "draft": "Draft",
     "queued": "Waiting for its turn",
@@ -162,15 +162,15 @@ def _numbers(progress: Progress, *, is_here: bool) -> None:
 
 
 def _charts(run: Run) -> None:
-    samples = run.samples()
-    if len(samples) < _FEWEST_SAMPLES:
+    readings = run.progress()
+    if len(readings) < _FEWEST_READINGS:
         return
     run_charts.draw_progress(
-        [sample.work_s for sample in samples],
-        [sample.done for sample in samples],
-        [sample.output_tokens_per_s for sample in samples],
-        [sample.kv_cache_usage for sample in samples],
-        [sample.prefix_hit_rate for sample in samples],
+        [reading.work_s for reading in readings],
+        [reading.done for reading in readings],
+        [reading.output_tokens_per_s for reading in readings],
+        [reading.kv_cache_usage for reading in readings],
+        [reading.prefix_hit_rate for reading in readings],
         key=f"progress-{run.run_id}",
     )
 
