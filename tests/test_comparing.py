@@ -5,6 +5,7 @@ import os
 import signal
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -15,9 +16,13 @@ from core.answers import read_logprobs
 from core.catalogue_schema import compare_cells
 from core.catalogue_schema import comparisons as kept_comparisons
 from core.comparing.cell import Place
+from core.comparing.estimate import Measured, estimate
 from core.comparing.runner import Comparisons
 from core.comparing.spec import read_spec
+from core.engines.scripted import ScriptedEngine
 from core.errors import TemplateError, WorkbenchError
+from core.store import RunRecord
+from core.types import EngineSpec
 
 ROOT = Path(__file__).parents[1]
 ENDLESS = {"ignore_eos": True, "max_tokens": 1500}  # 15 s
@@ -152,6 +157,7 @@ def test_a_prompt_too_long_is_its_own_cells_error(comparisons):
 _WORKER = """
 import sys
 import time
+from core.comparing.estimate import Measured, estimate
 from core.comparing.runner import Comparisons
 from core.comparing.spec import read_spec
 from core.runtime import Runtime
@@ -284,8 +290,45 @@ def test_an_estimate_comes_from_what_answers_took_before(comparisons):
     assert before.output_tokens == 6 * 3 + 6 * 256
     ended(comparisons, comparisons.start(make()))
     after = comparisons.estimate(spec)
-    assert not after.is_bound and after.output_tokens < 12 * 20 and 0 < after.seconds < 60
+    assert not after.is_bound and after.output_tokens < before.output_tokens and after.seconds > 0
     assert comparisons.estimate(make(seeds=tuple(range(50)))).seconds > after.seconds
+
+
+INFO = ScriptedEngine(EngineSpec(engine="scripted", max_num_seqs=8)).info
+BEFORE = Measured(
+    model="scripted", answers=10, output_tokens=400, seconds=4.0, at_once=4, max_tokens=50, cut=0.5
+)
+
+
+@pytest.mark.parametrize(
+    ("max_tokens", "measured", "tokens", "seconds"),
+    [
+        (20, BEFORE, 8 * 20, 1.6),
+        (50, BEFORE, 8 * 40, 3.2),
+        (90, BEFORE, 8 * (40 + 20), 4.8),  # the half that was cut goes on
+        (50, replace(BEFORE, at_once=16), 8 * 40, 6.4),
+        (50, replace(BEFORE, model="another"), 8 * 50, None),
+    ],
+)
+def test_an_estimate_minds_limits_and_how_full_the_engine_is(max_tokens, measured, tokens, seconds):
+    spec = make(sets=({"name": "one", "params": {"max_tokens": max_tokens}},), seeds=(1, 2, 3, 4))
+    found = estimate(spec, INFO, [measured], [])
+    assert found.output_tokens == tokens
+    assert found.seconds == (seconds if seconds is None else pytest.approx(seconds))
+
+
+def test_before_the_first_comparison_a_batchs_speed_tells_the_time():
+    run = RunRecord(
+        run_id="r", created_at=dt.datetime.now(dt.UTC), name="r", state="finished", model="scripted", ok=100,
+        output_tokens=1000, wall_s=10.0,
+    )  # fmt: skip
+    found = estimate(make(sets=(COLD,), seeds=(1, 2)), INFO, [], [run])
+    assert (found.output_tokens, found.is_bound, found.seconds) == (
+        12,
+        True,
+        pytest.approx(12 / (100 * 4 / 8)),
+    )
+    assert estimate(make(), None, [], [run]).seconds is None
 
 
 def test_a_full_disk_loses_no_answer_that_somebody_reads(comparisons, store, monkeypatch, caplog):

@@ -15,10 +15,20 @@ from core.catalogue_schema import compare_cells as _cells
 from core.catalogue_schema import compare_votes as _votes
 from core.catalogue_schema import comparisons as _comparisons
 from core.comparing.cell import Cell, Place, Vote
+from core.comparing.estimate import Measured
 from core.comparing.spec import ComparisonSpec, read_spec
 from core.store import Store, is_alive, new_id, this_process
 
 _SEARCHED_CHARACTERS = 8_000
+_SPECS_REMEMBERED = 16
+# what is read often, without the specification, which may be long
+_HEAD = (
+    _comparisons.c.comparison_id,
+    _comparisons.c.created_at,
+    _comparisons.c.name,
+    sa.func.json_extract(_comparisons.c.body, "$.owner_pid").label("owner_pid"),
+    sa.func.json_extract(_comparisons.c.body, "$.owner_started").label("owner_started"),
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -45,22 +55,12 @@ class Listed:
     is_live: bool
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Measured:
-    """What a stretch of work took: tokens of its answers, seconds, answers in flight at once."""
-
-    model: str
-    answers: int
-    output_tokens: int
-    seconds: float
-    at_once: int
-
-
 class CellStore:
     """The comparisons of one catalogue. Each method is one transaction; safe from any thread."""
 
     def __init__(self, store: Store) -> None:
         self._store = store
+        self._specs: dict[tuple[str, str], ComparisonSpec] = {}
 
     # -- comparisons ----------------------------------------------------------
 
@@ -79,34 +79,42 @@ class CellStore:
 
     def find(self, comparison_id: str) -> Kept | None:
         """None: there is none. One that an earlier version wrote is brought into today's form first."""
-        row = self._store.first(sa.select(_comparisons).where(_comparisons.c.comparison_id == comparison_id))
-        if row is None:
+        query = sa.select(*_HEAD).where(_comparisons.c.comparison_id == comparison_id)
+        row = self._store.first(query)
+        if row is not None and not row["name"]:  # earlier versions had none
+            self._upgrade_all()
+            row = self._store.first(query)
+        spec = self._spec(comparison_id, row["name"]) if row is not None else None
+        if spec is None:
             return None
-        body = row["body"]
-        if "spec" not in body:
-            self._upgrade(comparison_id, body)
-            return self.find(comparison_id)
         return Kept(
             comparison_id=comparison_id,
             created_at=row["created_at"],
             name=row["name"],
-            spec=read_spec(body["spec"]),
-            is_owned=_is_owned(body),
+            spec=spec,
+            is_owned=_is_owned(row),
         )
+
+    def _spec(self, comparison_id: str, name: str) -> ComparisonSpec | None:
+        """Remembered, since pages ask for it again and again, and only its name changes."""
+        spec = self._specs.get((comparison_id, name))
+        if spec is None:
+            query = sa.select(_comparisons.c.body).where(_comparisons.c.comparison_id == comparison_id)
+            row = self._store.first(query)
+            if row is None:  # deleted just now
+                return None
+            spec = read_spec(row["body"]["spec"])
+            if len(self._specs) >= _SPECS_REMEMBERED:
+                self._specs.clear()
+            self._specs[comparison_id, name] = spec
+        return spec
 
     def list(self, limit: int, search: str) -> list[Listed]:
         """The newest first, those whose name, prompts or sets have `search` in them."""
         self._upgrade_all()
         part = "".join(f"\\{sign}" if sign in "\\%_" else sign for sign in search.strip().casefold())
         query = (
-            sa.select(
-                _comparisons.c.comparison_id,
-                _comparisons.c.created_at,
-                _comparisons.c.name,
-                sa.func.json_extract(_comparisons.c.body, "$.summary").label("summary"),
-                sa.func.json_extract(_comparisons.c.body, "$.owner_pid").label("owner_pid"),
-                sa.func.json_extract(_comparisons.c.body, "$.owner_started").label("owner_started"),
-            )
+            sa.select(*_HEAD, sa.func.json_extract(_comparisons.c.body, "$.summary").label("summary"))
             .where(
                 sa.func.json_extract(_comparisons.c.body, "$.summary.searched").like(f"%{part}%", escape="\\")
             )
@@ -117,8 +125,7 @@ class CellStore:
         complete = self._complete([row["comparison_id"] for row in rows])
         listed = []
         for row in rows:
-            summary = row["summary"]
-            summary = json.loads(summary) if isinstance(summary, str) else summary
+            summary = json.loads(row["summary"])
             listed.append(
                 Listed(
                     comparison_id=row["comparison_id"],
@@ -173,7 +180,7 @@ class CellStore:
         """How fast the newest comparisons went, the newest first."""
         found = sa.func.json_extract(_comparisons.c.body, "$.measured").label("measured")
         query = sa.select(found).where(found.is_not(None)).order_by(_comparisons.c.created_at.desc())
-        return [Measured(**_parsed(row["measured"])) for row in self._store.all(query.limit(limit))]
+        return [Measured(**json.loads(row["measured"])) for row in self._store.all(query.limit(limit))]
 
     # -- answers --------------------------------------------------------------
 
@@ -339,10 +346,6 @@ def _patch(connection: sa.Connection, comparison_id: str, patch: Mapping[str, An
         sa.text("UPDATE comparisons SET body = json_patch(body, :patch) WHERE comparison_id = :id"),
         {"patch": json.dumps(patch), "id": comparison_id},
     )
-
-
-def _parsed(value: Any) -> Any:
-    return json.loads(value) if isinstance(value, str) else value
 
 
 def _is_owned(body: Mapping[str, Any]) -> bool:

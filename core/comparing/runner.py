@@ -15,20 +15,21 @@ from typing import Any
 
 from core.answers import Answer
 from core.comparing.cell import Cell, Place
-from core.comparing.cells import CellStore, Kept, Listed, Measured
+from core.comparing.cells import CellStore, Kept, Listed
+from core.comparing.estimate import Estimate, Measured, estimate, max_tokens_of
 from core.comparing.judging import Judging
 from core.comparing.spec import ComparisonSpec, messages_of, params_of
 from core.comparing.votes import Votes
 from core.errors import WorkbenchError
 from core.prompt_styles import Wrapper, Wrappers
 from core.runtime import Runtime
-from core.sampling import BY_NAME
 from core.store import MessageState, Store
 from core.types import Priority
 
 _log = logging.getLogger(__name__)
 _SAVE_EVERY_S = 0.4
 _CLOSE_PATIENCE_S = 10.0
+_RUNS_LOOKED_AT = 20
 _UNENDED = ("waiting", "generating")
 _LOGPROB = 2  # its place in a token as `core.answers.read_logprobs` reads it
 
@@ -47,19 +48,6 @@ class ComparisonView:
     @property
     def complete(self) -> int:
         return self.counts.get("complete", 0)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Estimate:
-    """What a comparison will take. `is_bound`: answers may be shorter than counted.
-
-    `seconds` is None until this engine's speed has been measured.
-    """
-
-    generations: int
-    output_tokens: int
-    seconds: float | None
-    is_bound: bool
 
 
 @dataclass(slots=True)
@@ -81,6 +69,8 @@ class _Running:
     future: Future[None] | None = None
     output_tokens: int = 0
     generated: int = 0
+    cut: int = 0
+    limits: int = 0
     at_once: int = 0
     model: str = ""
 
@@ -196,25 +186,9 @@ class Comparisons:
         )
 
     def estimate(self, spec: ComparisonSpec) -> Estimate:
-        """How many generations, tokens and seconds, from what this engine's answers took before.
-
-        Fewer answers than were in flight when the speed was measured go slower in proportion: the
-        engine is then not full.
-        """
+        """How many generations, tokens and seconds, from what this model's answers took before."""
         info = self._runtime.status().info
-        known = [one for one in self._cells.measured() if info and one.model == info.model and one.answers]
-        means = [one.output_tokens / one.answers for one in known]
-        mean = statistics.fmean(means) if means else None
-        limits = [one.params.get("max_tokens", BY_NAME["max_tokens"].default) for one in spec.sets]
-        each = [limit if mean is None else min(limit, mean) for limit in limits]
-        tokens = round(sum(each) * len(spec.prompts) * len(spec.seeds))
-        seconds = None
-        if known and known[0].seconds > 0:
-            full = min(1.0, spec.answers / max(1, known[0].at_once))
-            seconds = tokens / (known[0].output_tokens / known[0].seconds * full)
-        return Estimate(
-            generations=spec.answers, output_tokens=tokens, seconds=seconds, is_bound=mean is None
-        )
+        return estimate(spec, info, self._cells.measured(), self._store.runs(_RUNS_LOOKED_AT))
 
     def close(self) -> None:
         """Stop every answer, keeping its text as "interrupted", and every judge. Waits for the last saves."""
@@ -302,6 +276,8 @@ class Comparisons:
         await answer.run(self._runtime, _saved_together)
         details = answer.details
         running.generated += 1
+        running.cut += details["finish_reason"] == "length"
+        running.limits += max_tokens_of(details["params"])
         running.output_tokens += details["output_tokens"] or 0
         running.model = details["model"] or running.model
 
@@ -327,13 +303,15 @@ class Comparisons:
 
     async def _release(self, running: _Running, seconds: float) -> None:
         measured = None
-        if running.output_tokens and seconds > 0:
+        if running.output_tokens:
             measured = Measured(
                 model=running.model,
                 answers=running.generated,
                 output_tokens=running.output_tokens,
                 seconds=seconds,
                 at_once=running.at_once,
+                max_tokens=running.limits / running.generated,
+                cut=running.cut / running.generated,
             )
         try:
             await asyncio.to_thread(self._cells.release, running.comparison_id, measured)
