@@ -162,8 +162,9 @@ def test_answers_stream_without_moving_the_rows_below(page):
     page.get_by_role("button", name="Stop", exact=True).last.click()
     expect(page.get_by_text("6 stopped")).to_be_visible()
     page.get_by_role("button", name="Get the rest").click()
-    expect(page.locator(".live")).to_have_count(0)
     expect(page.get_by_text("stopped")).to_have_count(0)
+    expect(page.locator(".live")).to_have_count(0)
+    expect(cells(page).nth(5)).to_contain_text("80 tokens")
 
 
 def test_the_keyboard_goes_through_answers_and_prompts(page):

@@ -79,7 +79,7 @@ def run(app):
 
 
 def look(app, tab):
-    app.segmented_control(key=f"compare:view:{app.query_params['x']}:tab").set_value(tab).run()
+    field(app.segmented_control, "View").set_value(tab).run()
     assert not app.exception
 
 

@@ -7,13 +7,14 @@ import streamlit as st
 from core.comparing.cells import Place
 from core.comparing.runner import ComparisonView
 from pages.parts import session
-from pages.parts.compare_header import progress
+from pages.parts.compare_header import choose_tab, progress, tab_of, turn_of
 from pages.parts.compare_matrix import asked, matrix, pair, text_of
 from pages.parts.compare_tokens import tokens
 from pages.parts.markdown import model_text, plain_text
 
 _POLL_S = 0.3
 _PAGE_ROWS = 20
+_HERE = "answers"
 _NONE = "nothing"
 _ALL = -1
 _ROLES = {"system": "System prompt", "user": "User", "assistant": "Assistant"}
@@ -37,7 +38,7 @@ def _growing_matrix(comparison_id: str) -> None:
 
 @st.fragment
 def _matrix(comparison_id: str) -> None:
-    _matrix_of(session.comparisons().view(comparison_id))
+    _matrix_of(_resting_view(comparison_id))
 
 
 @st.fragment(run_every=_POLL_S)
@@ -47,13 +48,21 @@ def _growing_pair(comparison_id: str) -> None:
 
 @st.fragment
 def _pair(comparison_id: str) -> None:
-    _pair_of(session.comparisons().view(comparison_id))
+    _pair_of(_resting_view(comparison_id))
 
 
 def _live_view(comparison_id: str) -> ComparisonView:
     """The comparison as it is now; once it has ended, the whole page is drawn anew."""
     view = session.comparisons().view(comparison_id)
     if view is None or not view.is_live:
+        st.rerun()
+    return view
+
+
+def _resting_view(comparison_id: str) -> ComparisonView:
+    """The other way round: answers that are generated again need a fragment that looks after them."""
+    view = session.comparisons().view(comparison_id)
+    if view is None or view.is_live:
         st.rerun()
     return view
 
@@ -84,9 +93,11 @@ def _matrix_of(view: ComparisonView) -> None:
         if prompts > _PAGE_ROWS:
             page = st.pagination(-(-prompts // _PAGE_ROWS), key=f"{key}:page", max_visible_pages=5)
     rows = range((page - 1) * _PAGE_ROWS, min(page * _PAGE_ROWS, prompts))
-    opened = matrix(f"{key}:matrix:{page}", view, prompts=rows, samples=shown, baseline=baseline)
-    if opened is not None:
-        open_pair(view, *opened, baseline)
+    matrix(
+        f"{key}:matrix:{page}", view, prompts=rows, samples=shown, baseline=baseline,
+        on_open=lambda prompt, column: _open_pair(view, prompt, column, baseline),
+    )  # fmt: skip
+    if tab_of(view.comparison_id) != _HERE:  # by the call before, which only this fragment has seen
         st.rerun()
     st.caption("Arrow keys move from answer to answer; Enter or a click opens one beside another set's.")
 
@@ -98,16 +109,15 @@ def _sample_name(view: ComparisonView, sample: int) -> str:
     return f"{sample + 1}" + (f" (seed {seed})" if seed is not None else "")
 
 
-def open_pair(view: ComparisonView, prompt: int, column: int, baseline: int | None) -> None:
+def _open_pair(view: ComparisonView, prompt: int, column: int, baseline: int | None) -> None:
     """Show this cell beside the baseline's; the baseline's own beside the next set's."""
     sets = len(view.spec.sets)
     left = view.spec.baseline if baseline is None else baseline
     if left == column:
         left, column = column, (column + 1) % sets
-    state, key = st.session_state, f"compare:view:{view.comparison_id}"
-    state[f"{key}:tab"] = "pair"
-    state[f"{key}:prompt"] = prompt
-    state[f"{key}:left"], state[f"{key}:right"] = left, column
+    name = f"compare:view:{view.comparison_id}:places"
+    st.session_state[name] = {"prompt": prompt, "left": left, "right": column}
+    choose_tab(view.comparison_id, "pair")
 
 
 # -- side by side -------------------------------------------------------------------
@@ -116,10 +126,7 @@ def open_pair(view: ComparisonView, prompt: int, column: int, baseline: int | No
 def _pair_of(view: ComparisonView) -> None:
     key = f"compare:view:{view.comparison_id}"
     progress(view)
-    place = _controls(key, view)
-    if place is None:
-        return
-    left, right = place
+    left, right = _controls(key, view)
     _asked(view, left, right)
     look = st.session_state[f"{key}:look"]
     if look == "words":
@@ -135,48 +142,46 @@ def _pair_of(view: ComparisonView) -> None:
                 st.markdown(model_text(text_of(cell)) or "*(nothing)*")
 
 
-def _controls(key: str, view: ComparisonView) -> tuple[Place, Place] | None:
+def _controls(key: str, view: ComparisonView) -> tuple[Place, Place]:
     """Which prompt, which sets, which sample, how they are shown."""
     sets, prompts, samples = view.spec.sets, len(view.spec.prompts), len(view.spec.seeds)
-    state = st.session_state
-    state.setdefault(f"{key}:prompt", 0)
-    state.setdefault(f"{key}:left", view.spec.baseline)
-    state.setdefault(f"{key}:right", (view.spec.baseline + 1) % len(sets))
-    names = [one.name for one in sets]
-    sample = 0
+    base = view.spec.baseline
+    places = st.session_state.setdefault(
+        f"{key}:places", {"prompt": 0, "left": base, "right": (base + 1) % len(sets)}
+    )
+    turn, sample = turn_of(view.comparison_id), 0
     with st.container(horizontal=True, vertical_alignment="bottom"):
         for side, label in (("left", "Left"), ("right", "Right")):
-            name = f"{key}:{side}"
-            st.selectbox(
-                label, range(len(sets)), state[name], format_func=names.__getitem__, key=name, width=250,
-                persist_state="session",
+            places[side] = st.selectbox(
+                label, range(len(sets)), places[side], format_func=lambda one: sets[one].name, width=250,
+                key=f"{key}:{side}:{turn}", persist_state="session",
             )  # fmt: skip
         if samples > 1:
             sample = st.selectbox(
                 "Answer", range(samples), format_func=lambda one: _sample_name(view, one), width=130,
                 key=f"{key}:pair-sample", persist_state="session",
             )  # fmt: skip
-    prompt = min(state[f"{key}:prompt"], prompts - 1)
+    prompt = places["prompt"]
     with st.container(horizontal=True, vertical_alignment="center"):
         if prompts > 1:
             st.button(
                 "Previous", key=f"{key}:previous", disabled=prompt == 0, shortcut="Left", on_click=_step,
-                args=(key, -1),
+                args=(places, -1),
             )  # fmt: skip
             st.button(
                 "Next", key=f"{key}:next", disabled=prompt == prompts - 1, shortcut="Right", on_click=_step,
-                args=(key, 1),
+                args=(places, 1),
             )  # fmt: skip
             st.markdown(f"Prompt **{prompt + 1}** of {prompts}")
         st.segmented_control(
             "Show", list(_LOOKS), format_func=_LOOKS.get, default="words", key=f"{key}:look", required=True,
             persist_state="session", label_visibility="collapsed",
         )  # fmt: skip
-    return Place(prompt, state[f"{key}:left"], sample), Place(prompt, state[f"{key}:right"], sample)
+    return Place(prompt, places["left"], sample), Place(prompt, places["right"], sample)
 
 
-def _step(key: str, by: int) -> None:
-    st.session_state[f"{key}:prompt"] += by
+def _step(places: dict[str, int], by: int) -> None:
+    places["prompt"] += by
 
 
 def _asked(view: ComparisonView, left: Place, right: Place) -> None:

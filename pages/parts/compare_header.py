@@ -54,13 +54,14 @@ def draw(view: ComparisonView | None) -> None:
 
 def tabs(view: ComparisonView, names: Mapping[str, str]) -> str:
     """What to see of a comparison, and what can be made of it; gives the chosen one of `names`."""
-    name = f"compare:view:{view.comparison_id}:tab"
+    identity = view.comparison_id
     with st.container(horizontal=True, vertical_alignment="center"):
         chosen = st.segmented_control(
-            "View", list(names), format_func=names.get, key=name, required=True,
-            default=st.session_state.get(name, next(iter(names))), label_visibility="collapsed",
+            "View", list(names), format_func=names.get, required=True, default=tab_of(identity),
+            key=f"compare:view:{identity}:tab:{turn_of(identity)}", label_visibility="collapsed",
             persist_state="session",
         )  # fmt: skip
+        st.session_state[f"compare:view:{identity}:shown"] = chosen
         st.button(
             "Change", icon=":material/edit:", on_click=_change, args=(view,),
             help="Set up another one that starts from this one's prompts and sets",
@@ -68,6 +69,24 @@ def tabs(view: ComparisonView, names: Mapping[str, str]) -> str:
         use_menu(view)
         export_menu(view)
     return chosen
+
+
+def tab_of(comparison_id: str) -> str:
+    """What is seen of this comparison."""
+    return st.session_state.get(f"compare:view:{comparison_id}:shown", "answers")
+
+
+def turn_of(comparison_id: str) -> int:
+    """How often the page itself has changed what is seen: a part of the keys of the widgets that say so.
+
+    Not their values: a rerun on its way from the browser would bring the old ones back.
+    """
+    return st.session_state.get(f"compare:view:{comparison_id}:turn", 0)
+
+
+def choose_tab(comparison_id: str, tab: str) -> None:
+    st.session_state[f"compare:view:{comparison_id}:shown"] = tab
+    st.session_state[f"compare:view:{comparison_id}:turn"] = turn_of(comparison_id) + 1
 
 
 def _short(name: str) -> str:
@@ -178,5 +197,14 @@ def progress(view: ComparisonView) -> None:
     words = ", ".join(f"{view.counts[state]:,} {name}" for state, name in names.items() if view.counts[state])
     with st.container(horizontal=True, vertical_alignment="center"):
         st.caption(f"{view.complete:,} of {counted(total, 'answer')} are there: {words}.")
-        if st.button("Get the rest", icon=":material/play_arrow:", key=f"compare:resume:{identity}"):
-            _try(lambda: session.comparisons().resume(identity))
+        st.button(
+            "Get the rest", icon=":material/play_arrow:", key=f"compare:resume:{identity}", on_click=_resume,
+            args=(identity,),
+        )  # fmt: skip
+
+
+def _resume(comparison_id: str) -> None:
+    try:
+        session.comparisons().resume(comparison_id)
+    except WorkbenchError as error:
+        st.toast(plain_text(str(error)))

@@ -7,7 +7,7 @@ through `textContent` only.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -42,8 +42,9 @@ def matrix(
     prompts: Sequence[int],
     samples: Sequence[int],
     baseline: int | None,
-) -> tuple[int, int] | None:
-    """Draw these rows and samples; gives (prompt, set) of the cell that somebody has just opened.
+    on_open: Callable[[int, int], None],
+) -> None:
+    """Draw these rows and samples; `on_open(prompt, set)` is called for the cell that somebody opens.
 
     `baseline`: the set that differences are marked against; None: none are.
     """
@@ -60,8 +61,11 @@ def matrix(
         "opens": True,
     }
 
-    opened = _component(key=key, data=data, on_opened_change=lambda: None).opened
-    return (prompts[int(opened["row"])], int(opened["set"])) if opened else None
+    def opened() -> None:
+        chosen = st.session_state[key]["opened"]
+        on_open(prompts[int(chosen["row"])], int(chosen["set"]))
+
+    _component(key=key, data=data, on_opened_change=opened)
 
 
 def pair(key: str, view: ComparisonView, places: tuple[Place, Place], *, named: bool = True) -> None:
