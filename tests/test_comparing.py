@@ -116,6 +116,7 @@ def test_a_beam_search_is_a_set_like_the_others(comparisons):
     beams = {"name": "beams", "params": {"beam_width": 4}}
     view = ended(comparisons, comparisons.start(make(sets=(COLD, beams), seeds=(None,))))
     assert view.counts == {"complete": 4}
+    assert all(cell.details["mean_logprob"] < 0 for cell in view.cells.values())
 
 
 def test_stop_keeps_what_there_is_and_resume_does_the_rest(make_scripted_runtime, store):

@@ -156,7 +156,9 @@ class Comparisons:
         self._cells.rename(comparison_id, name.strip())
         with self._lock:
             if comparison_id in self._live:
-                self._live[comparison_id].name = name.strip()
+                running = self._live[comparison_id]
+                running.name = name.strip()
+                running.spec = running.spec.model_copy(update={"name": running.name})
 
     def list(self, limit: int = 50, search: str = "") -> list[Listed]:
         """The newest first, those with `search` in their name, prompts or sets."""
@@ -265,8 +267,7 @@ class Comparisons:
             style=one.style,
             wrapper=running.wrappers.get(one.style),
             template_options=one.template_options,
-            # the mean log-probability is a score; a beam search tells none
-            top_logprobs=None if "beam_width" in one.params else running.spec.top_logprobs or 0,
+            top_logprobs=running.spec.top_logprobs or 0,  # the mean log-probability is a score
             priority=Priority.COMPARE,
         )
         running.answers[place] = answer
