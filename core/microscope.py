@@ -14,8 +14,11 @@ The order and the arithmetic (32-bit) are those of `vllm/v1/sample/sampler.py` (
     top_k                  ops/topk_topp_sampler.py, apply_top_k_top_p_pytorch: ties at the border stay
     top_p                  the same function, on what is left, by then rescaled to 1
 
-Where several tokens are exactly as likely as the last one to stay, vLLM's kernels for GPUs may keep
-others of them, or fewer. `bad_words` and `structured_outputs` forbid tokens too; they are not shown here.
+Of several tokens that are exactly as likely as the last one that `top_p` leaves in, which ones stay is
+chance in vLLM too: it sorts them in any order. How many stay is not. On a GPU its kernels may cut ties at
+the border of `top_k` as well.
+
+`bad_words` and `structured_outputs` forbid tokens too; they are not reckoned here.
 
 A model's scores (logits) have an origin, its log-probabilities don't: a constant was taken off. Only
 `repetition_penalty` depends on it, as it tells scores above 0 from those below. `logits_of` finds the
@@ -54,17 +57,14 @@ class Reshaped:
     """A distribution before and after the parameters; all arrays are (vocabulary,).
 
     `own`: the model's own probabilities; `probabilities`: the chance of each token to be written;
-    `cut_by`: int8, the parameter that removed the token as an index of CUTTERS, 0 for none.
+    `kept`: bool, whether it can be; `cut_by`: int8, the parameter that removed the token as an index of
+    CUTTERS, 0 for none.
     """
 
     own: np.ndarray
     probabilities: np.ndarray
+    kept: np.ndarray
     cut_by: np.ndarray
-
-    @property
-    def kept(self) -> np.ndarray:
-        """Whether each token can still be written (vocabulary,), bool."""
-        return self.probabilities > 0
 
     @property
     def tokens_kept(self) -> int:
@@ -167,7 +167,7 @@ def reshape(
     else:
         scores /= np.float32(max(temperature, _LEAST_TEMPERATURE))
         _truncate(scores, remove, value)
-    return Reshaped(own, _softmax(scores.astype(np.float64)), cut_by)
+    return Reshaped(own, _softmax(scores.astype(np.float64)), np.isfinite(scores), cut_by)
 
 
 class _Remover:

@@ -26,6 +26,7 @@ PURE = {
     "core/sampling.py",
     "core/sampling_rules.py",
     "core/sampling_values.py",
+    "core/microscope.py",
     "core/reasoning.py",
     "core/snippets.py",
     "core/planner.py",
@@ -86,6 +87,7 @@ def test_pure_modules_do_no_io(path):
         "collections",
         "dataclasses",
         "difflib",
+        "itertools",
         "typing",
         "__future__",
     )

@@ -257,7 +257,7 @@ def _page() -> None:
     if st.session_state.get("load", True):
         session.runtime().ensure_loaded()
         session.runtime().wait_ready(10)
-    params = {"temperature": 0.7, "logit_bias": {3: 2.0}}
+    params = st.session_state.get("params", {"temperature": 0.7, "logit_bias": {3: 2.0}})
     chosen = microscope("lens", [Message("user", "Name a city.")], " Paris is one", params=params)
     if chosen is not None:
         st.session_state["chosen"] = chosen
@@ -319,6 +319,12 @@ def test_a_penalty_that_can_not_be_reckoned_is_switched_off_and_says_why(page: A
     page.run()
     assert page.slider(key="lens:repetition_penalty").disabled
     assert any(caption.value == NOT_EXACT for caption in page.caption)
+
+
+def test_what_it_leaves_out_is_said(page: AppTest) -> None:
+    page.session_state["params"] = {"bad_words": ["x"], "beam_width": 4}
+    page.run()
+    assert any(caption.value.startswith("Mind that what `bad_words` forbid") for caption in page.caption)
 
 
 def test_without_an_engine_it_says_so(page: AppTest) -> None:

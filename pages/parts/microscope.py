@@ -30,6 +30,11 @@ from pages.parts.microscope_chart import bars, percent, visible
 SLIDERS = (
     "temperature", "top_p", "top_k", "min_p", "repetition_penalty", "presence_penalty", "frequency_penalty",
 )  # fmt: skip
+_NOT_SHOWN = {
+    "bad_words": "what `bad_words` forbid is not taken off here",
+    "structured_outputs": "what `structured_outputs` forbid is not taken off here",
+    "beam_width": "beam search does not draw by these chances",
+}
 _LABELS = {"top_p": "Top p", "top_k": "Top k", "min_p": "Min p"}
 _PATIENCE_S = 3.0
 _POLL_S = 0.3
@@ -189,6 +194,9 @@ def _lens(key: str, engine: Engine, place: _Place, read: _Distribution, params: 
             name: value for name, value in values.items() if name in params or value != defaults[name]
         }
         _buttons(key, chosen, defaults)
+        missing = [words for name, words in _NOT_SHOWN.items() if params.get(name)]
+        if missing:
+            st.caption(f"Mind that {', and '.join(missing)}.")
     try:
         shaped = maths.reshape(
             read.logprobs,
