@@ -50,6 +50,7 @@ def test_a_specification_survives_json_and_counts_its_answers():
         ({"sets": [{"name": "x", "template": "{{ nothing }}"}]}, "nothing"),
         ({"baseline": 2}, "baseline"),
         ({"seeds": list(range(6000))}, "more than 10,000"),
+        ({"seeds": list(range(1300)), "top_logprobs": 1}, "too many to keep"),
     ],
 )
 def test_what_can_not_be_compared_is_refused_with_its_reason(change, says):

@@ -13,7 +13,7 @@ import duckdb
 
 from core import tables
 from core.asks import encodable
-from core.comparing.spec import PromptItem
+from core.comparing.spec import MAX_CHARACTERS, PromptItem
 from core.errors import ParameterError, TableError, TemplateError
 from core.prompts import check_column
 from core.recipes import Recipe, value_text
@@ -42,7 +42,7 @@ def sample_rows(
     "row 12", counted from 1. Rows that can't be used, or whose prompt is blank or fails, are passed over.
 
     Raises ParameterError for `rows`, UnknownColumn or TemplateError for a prompt that doesn't fit the
-    table or asks for what a comparison can't, TableError when no row can be used.
+    table or asks for what a comparison can't, TableError when no row can be used, or they are too long.
     """
     if not 1 <= rows <= MAX_ROWS:
         raise ParameterError(
@@ -60,10 +60,17 @@ def sample_rows(
         check_column(reference_column, [column.name for column in columns])
     recipe = Recipe(prompt, columns)
     found: dict[int, PromptItem] = {}
+    characters = 0
     for row in _drawn(connection, columns, seed):
         item = _item(row, recipe, prompt, reference_column)
         if item is not None:
             found[row.row] = item
+            characters += sum(len(str(value)) for value in item.values.values())
+        if characters > MAX_CHARACTERS:
+            raise TableError(
+                f"The first {len(found):,} of these rows have over {MAX_CHARACTERS:,} characters.",
+                hint="Take fewer rows.",
+            )
         if len(found) == rows:
             break
     if not found:

@@ -23,6 +23,8 @@ from core.types import Message
 
 MAX_ANSWERS = 10_000
 MAX_SETS = 64
+MAX_KEPT_LOGPROBS = 5_000
+"""Answers x (1 + alternatives): a token with its alternatives takes some 50 bytes each."""
 MAX_CHARACTERS = 32_000_000
 PROMPT = "prompt"
 """In a set's template, the text of the prompt itself, beside the columns of its row."""
@@ -115,6 +117,13 @@ class ComparisonSpec(Strict):
             raise ParameterError(
                 f"{self.words} are more than {MAX_ANSWERS:,}.",
                 hint="Take fewer; for whole tables there is the batch page.",
+            )
+        kept = self.answers * (1 + (self.top_logprobs or 0))
+        if self.top_logprobs is not None and kept > MAX_KEPT_LOGPROBS:
+            raise ParameterError(
+                f"The probabilities of {self.answers:,} answers with {self.top_logprobs} alternatives a token "
+                "are too many to keep.",
+                hint="Take fewer answers, or don't keep the probability of each token.",
             )
         blank = next((item for item in self.prompts if not item.text.strip()), None)
         if blank is not None:
