@@ -179,6 +179,12 @@ def test_what_can_not_be_sampled_is_refused(table, prompt, rows, error):
         sample_file(table, prompt, rows)
 
 
+def test_rows_too_long_for_a_comparison_are_refused(table, monkeypatch):
+    monkeypatch.setattr("core.comparing.rows.MAX_CHARACTERS", 30)
+    with pytest.raises(TableError, match="over 30 characters"):
+        sample_file(table, PromptSpec(template="{{ text }}"), 8)
+
+
 # -- on to the batch ------------------------------------------------------------------
 
 

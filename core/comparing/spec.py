@@ -121,7 +121,7 @@ class ComparisonSpec(Strict):
         kept = self.answers * (1 + (self.top_logprobs or 0))
         if self.top_logprobs is not None and kept > MAX_KEPT_LOGPROBS:
             raise ParameterError(
-                f"The probabilities of {self.answers:,} answers with {self.top_logprobs} alternatives a token "
+                f"The probabilities of {self.answers:,} answers, {self.top_logprobs} alternatives a token, "
                 "are too many to keep.",
                 hint="Take fewer answers, or don't keep the probability of each token.",
             )
