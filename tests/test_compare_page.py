@@ -331,6 +331,22 @@ def test_model_output_is_never_a_picture(app):
     assert "![" not in words(app) and "&#33;[x]" in words(app)
 
 
+def test_thoughts_are_folded_away_from_the_answers(app):
+    open_comparison(app, start(("Let me see: blue it is.</think>It is blue.",)))
+    drawn = matrix(app)["rows"][0][0][0]
+    text = "".join(part for _changed, part in drawn["parts"])
+    assert "It is blue." in text and "Let me see" not in text
+    assert ["", "after thinking"] in drawn["note"]
+    look(app, "pair")
+    field(app.segmented_control, "Show").set_value("formatted").run()
+    assert "Let me see" in words(app) and any(one.label == "Thoughts" for one in app.expander)
+
+
+def test_many_answers_are_shown_page_by_page(app):
+    open_comparison(app, start(tuple(f"Question {n}" for n in range(25)), 2))
+    assert [one["text"] for one in matrix(app)["prompts"]] == [f"Question {n}" for n in range(20)]
+
+
 # -- judging ---------------------------------------------------------------------------
 
 

@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import streamlit as st
 
-from core.comparing.cells import Place
+from core.comparing.cells import Cell, Place
 from core.comparing.runner import ComparisonView
 from pages.parts import session
 from pages.parts.compare_header import choose_tab, progress, tab_of, turn_of
-from pages.parts.compare_matrix import asked, matrix, pair, text_of
+from pages.parts.compare_matrix import asked, matrix, pair, parted
 from pages.parts.compare_tokens import tokens
 from pages.parts.markdown import model_text, plain_text
 
-_POLL_S = 0.3
-_PAGE_ROWS = 20
+_POLL_S, _SLOW_POLL_S = 0.3, 1.0
+_FEW = 60
+_PAGE_ROWS, _PAGE_ANSWERS = 20, 240
 _HERE = "answers"
 _NONE = "nothing"
 _ALL = -1
@@ -22,33 +25,21 @@ _LOOKS = {"words": "Differences", "formatted": "Formatted", "tokens": "Tokens"}
 
 
 def draw_matrix(view: ComparisonView) -> None:
-    """All answers; a fragment of its own while they are generated."""
-    (_growing_matrix if view.is_live else _matrix)(view.comparison_id)
+    """All answers; a fragment of its own, drawn again and again while they are generated."""
+    _fragment(_matrix_of, view)
 
 
 def draw_pair(view: ComparisonView) -> None:
     """Two sets side by side, prompt by prompt."""
-    (_growing_pair if view.is_live else _pair)(view.comparison_id)
+    _fragment(_pair_of, view)
 
 
-@st.fragment(run_every=_POLL_S)
-def _growing_matrix(comparison_id: str) -> None:
-    _matrix_of(_live_view(comparison_id))
-
-
-@st.fragment
-def _matrix(comparison_id: str) -> None:
-    _matrix_of(_resting_view(comparison_id))
-
-
-@st.fragment(run_every=_POLL_S)
-def _growing_pair(comparison_id: str) -> None:
-    _pair_of(_live_view(comparison_id))
-
-
-@st.fragment
-def _pair(comparison_id: str) -> None:
-    _pair_of(_resting_view(comparison_id))
+def _fragment(draw: Callable[[ComparisonView], None], view: ComparisonView) -> None:
+    if view.is_live:  # many answers take a while to be drawn: less often, so that clicks get their turn
+        often = _POLL_S if len(view.cells) <= _FEW else _SLOW_POLL_S
+        st.fragment(lambda: draw(_live_view(view.comparison_id)), run_every=often)()
+    else:
+        st.fragment(lambda: draw(_resting_view(view.comparison_id)))()
 
 
 def _live_view(comparison_id: str) -> ComparisonView:
@@ -90,11 +81,12 @@ def _matrix_of(view: ComparisonView) -> None:
                 key=f"{key}:sample", width=180, persist_state="session",
             )  # fmt: skip
             shown = shown if sample == _ALL else (sample,)
-        if prompts > _PAGE_ROWS:
-            page = st.pagination(-(-prompts // _PAGE_ROWS), key=f"{key}:page", max_visible_pages=5)
-    rows = range((page - 1) * _PAGE_ROWS, min(page * _PAGE_ROWS, prompts))
+        size = max(3, min(_PAGE_ROWS, _PAGE_ANSWERS // (len(sets) * len(shown))))
+        if prompts > size:
+            page = st.pagination(-(-prompts // size), key=f"{key}:page:{size}", max_visible_pages=5)
+    rows = range((page - 1) * size, min(page * size, prompts))
     matrix(
-        f"{key}:matrix:{page}", view, prompts=rows, samples=shown, baseline=baseline,
+        f"{key}:matrix:{size}:{page}", view, prompts=rows, samples=shown, baseline=baseline,
         on_open=lambda prompt, column: _open_pair(view, prompt, column, baseline),
     )  # fmt: skip
     if tab_of(view.comparison_id) != _HERE:  # by the call before, which only this fragment has seen
@@ -139,7 +131,15 @@ def _pair_of(view: ComparisonView) -> None:
             if look == "tokens":
                 tokens(f"{key}:tokens:{one.prompt}:{one.set}:{one.sample}", view, one)
             else:
-                st.markdown(model_text(text_of(cell)) or "*(nothing)*")
+                _formatted(cell)
+
+
+def _formatted(cell: Cell) -> None:
+    said = parted(cell)
+    if said.reasoning:
+        with st.expander("Thoughts", type="compact"):
+            st.markdown(model_text(said.reasoning))
+    st.markdown(model_text(said.answer) or "*(nothing)*")
 
 
 def _controls(key: str, view: ComparisonView) -> tuple[Place, Place]:

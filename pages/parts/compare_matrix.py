@@ -13,12 +13,13 @@ from typing import Any
 
 import streamlit as st
 
-from core import sampling
+from core import reasoning, sampling
 from core.answers import in_words
 from core.comparing.cells import Cell, Place
 from core.comparing.runner import ComparisonView
 from core.comparing.spec import SetSpec, messages_of
 from core.comparing.words import changed_words
+from core.reasoning import Reasoned
 from pages.parts.charts import duration, per_second, short_value
 
 _HERE = Path(__file__).parent
@@ -117,45 +118,49 @@ def asked(view: ComparisonView, place: Place) -> list[tuple[str, str]]:
     return [(message.role, message.content) for message in messages]
 
 
-def text_of(cell: Cell) -> str:
-    return cell.live.text if cell.live else cell.text
+def parted(cell: Cell) -> Reasoned:
+    """The thoughts and the answer: it is answers that are compared."""
+    text = cell.live.text if cell.live else cell.text
+    inside = cell.live.begins_inside if cell.live else bool(cell.details.get("begins_inside"))
+    return reasoning.split(text, begins_inside=inside)
 
 
 def _answer(view: ComparisonView, place: Place, baseline: int | None) -> dict[str, Any]:
     """A cell for the component."""
-    cell = view.cells[place]
-    text = text_of(cell)
-    cut = len(text) > _MOST_CHARACTERS
-    text = text[:_MOST_CHARACTERS]
+    cell, said = view.cells[place], parted(view.cells[place])
+    text = said.answer[:_MOST_CHARACTERS]
     parts: Sequence[tuple[bool, str]] = ((False, text),) if text else ()
     if baseline is not None and place.set != baseline and not cell.live:
         other = view.cells[place._replace(set=baseline)]
         # a baseline that is still growing would mark everything that it has not reached
         if other.state == "complete":
-            parts = changed_words(text, other.text[:_MOST_CHARACTERS])
-    return _drawn(cell, parts, [*note(cell), *([["cut", "open it to read on"]] if cut else [])])
+            parts = changed_words(text, parted(other).answer[:_MOST_CHARACTERS])
+    cut = [("cut", "open it to read on")] if len(said.answer) > _MOST_CHARACTERS else []
+    return _drawn(cell, said, parts, [*note(cell, said), *cut])
 
 
 def _beside(view: ComparisonView, place: Place, other: Place, named: bool) -> dict[str, Any]:
     cell, against = view.cells[place], view.cells[other]
-    text = text_of(cell)
-    parts: Sequence[tuple[bool, str]] = ((False, text),) if text else ()
+    said = parted(cell)
+    parts: Sequence[tuple[bool, str]] = ((False, said.answer),) if said.answer else ()
     if named and not cell.live and not against.live and place != other:
-        parts = changed_words(text, against.text)
-    return _drawn(cell, parts, note(cell) if named else [])
+        parts = changed_words(said.answer, parted(against).answer)
+    return _drawn(cell, said, parts, note(cell, said) if named else [])
 
 
-def _drawn(cell: Cell, parts: Sequence[tuple[bool, str]], words: Sequence[Sequence[str]]) -> dict[str, Any]:
+def _drawn(
+    cell: Cell, said: Reasoned, parts: Sequence[tuple[bool, str]], words: Sequence[Sequence[str]]
+) -> dict[str, Any]:
     return {
         "parts": [[int(changed), text] for changed, text in parts],
         "note": [list(word) for word in words],
         "state": cell.state,
         "live": cell.live is not None,
-        "empty": _EMPTY[cell.state],
+        "empty": "thinking…" if cell.live and said.is_open else _EMPTY[cell.state],
     }
 
 
-def note(cell: Cell) -> list[tuple[str, str]]:
+def note(cell: Cell, said: Reasoned) -> list[tuple[str, str]]:
     """(kind, words) below an answer: its figures, and why it ended if not by itself."""
     if cell.live:
         return [("", f"{cell.live.output_tokens:,} tokens")] if cell.live.output_tokens else []
@@ -167,5 +172,9 @@ def note(cell: Cell) -> list[tuple[str, str]]:
         words.append(("", f"TTFT {duration(details['ttft_s'])}"))
     if details.get("output_tokens_per_s") is not None:
         words.append(("", f"{per_second(details['output_tokens_per_s'])} tokens/s"))
+    if said.is_open:
+        words.append(("cut", "did not finish thinking"))
+    elif said.reasoning:
+        words.append(("", "after thinking"))
     ended = in_words(cell.state, details)
     return [*words, ("cut", ended)] if ended and cell.text else words
