@@ -10,6 +10,7 @@ import streamlit as st
 
 from core.answers import LiveAnswer
 from core.conversations import Conversation, StoredMessage, Turn
+from core.errors import WorkbenchError
 from pages.parts import chat_answer, chat_inspector, conversations, session
 from pages.parts.chat_settings import ChatSettings
 from pages.parts.conversations import attempt
@@ -18,6 +19,7 @@ _POLL_S = 0.15
 _SHOWN = 30  # messages drawn at first: each brings widgets along, and a long chat would be slow to touch
 _AVATARS = {"user": ":material/person:", "assistant": ":material/smart_toy:"}
 _EDITING = "chat:editing"
+_GROWING = "chat:growing"  # the message that the page last drew as growing
 _MOST_BESIDE = 12
 _MOST_COLUMNS = 3
 
@@ -33,6 +35,7 @@ class View:
 
 def draw(view: View, turns: Sequence[Turn]) -> None:
     shown = _newest(view, turns)
+    st.session_state[_GROWING] = turns[-1].message.message_id if view.live else None
     for turn in shown:
         message = turn.message
         with st.chat_message(message.role, avatar=_AVATARS[message.role]):
@@ -94,9 +97,18 @@ def _editor(view: View, message: StoredMessage) -> None:
 def _growing(view: View, turn: Turn) -> None:
     """Answers being generated: drawn again several times a second, by themselves."""
     live = session.chats().live(view.conversation.conversation_id)
-    if not live.keys() & set(turn.versions):
+    if live.keys() & set(turn.versions):
+        _answers(replace(view, live=live), turn, is_last=True)
+        return
+    # a late tick, after the page was drawn without anything growing, must not draw it once more:
+    # that would close a dialog opened meanwhile
+    if st.session_state.get(_GROWING) == turn.message.message_id:
         st.rerun()
-    _answers(replace(view, live=live), turn, is_last=True)
+    try:
+        message = conversations.kept().message(turn.message.message_id)
+    except WorkbenchError:  # removed meanwhile, in another tab
+        return
+    _answers(replace(view, live={}), replace(turn, message=message), is_last=True)
 
 
 def _answers(view: View, turn: Turn, *, is_last: bool) -> None:
