@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import math
+import threading
 from itertools import pairwise
 from typing import Any
 
@@ -13,10 +15,12 @@ from hypothesis import strategies as st
 from streamlit.testing.v1 import AppTest
 
 from core import microscope
+from core.engines.scripted import ScriptedEngine
 from core.errors import ParameterError
 from core.microscope import CUTTERS, NOT_EXACT, Row, reshape
 from core.settings import Settings
-from core.types import TokenPiece
+from core.types import Request, TokenPiece
+from pages.parts import microscope as part
 from pages.parts import session
 from pages.parts.microscope_chart import bars, visible
 
@@ -258,7 +262,8 @@ def _page() -> None:
         session.runtime().ensure_loaded()
         session.runtime().wait_ready(10)
     params = st.session_state.get("params", {"temperature": 0.7, "logit_bias": {3: 2.0}})
-    chosen = microscope("lens", [Message("user", "Name a city.")], " Paris is one", params=params)
+    answer = st.session_state.get("answer", " Paris is one")
+    chosen = microscope("lens", [Message("user", "Name a city.")], answer, params=params)
     if chosen is not None:
         st.session_state["chosen"] = chosen
 
@@ -319,6 +324,36 @@ def test_a_penalty_that_can_not_be_reckoned_is_switched_off_and_says_why(page: A
     page.run()
     assert page.slider(key="lens:repetition_penalty").disabled
     assert any(caption.value == NOT_EXACT for caption in page.caption)
+
+
+def test_a_busy_engine_is_not_waited_for(page: AppTest, monkeypatch: pytest.MonkeyPatch) -> None:
+    free = threading.Event()
+    answer_at_once = ScriptedEngine.next_logprobs
+
+    async def answer_when_free(engine: ScriptedEngine, request: Request) -> np.ndarray:
+        await asyncio.to_thread(free.wait, 30)
+        return await answer_at_once(engine, request)
+
+    monkeypatch.setattr(ScriptedEngine, "next_logprobs", answer_when_free)
+    monkeypatch.setattr(part, "_PATIENCE_S", 0)
+    page.run()
+    assert any(caption.value.startswith("The engine is busy") for caption in page.caption)
+    assert not page.metric
+    free.set()
+    monkeypatch.setattr(part, "_PATIENCE_S", 10)
+    page.run()
+    assert metric(page, "Tokens kept") == "512"
+
+
+def test_a_place_beyond_the_context_is_refused_and_the_others_go_on(page: AppTest) -> None:
+    page.session_state["answer"] = " word" * 8_200
+    page.run()
+    page.slider(key="lens:position").set_value(8_200).run()
+    assert not page.exception
+    assert "the context holds 8192" in page.info[0].value
+    page.slider(key="lens:position").set_value(1).run()
+    assert not page.info
+    assert metric(page, "Tokens kept") == "512"
 
 
 def test_what_it_leaves_out_is_said(page: AppTest) -> None:

@@ -152,14 +152,16 @@ def _read(key: str, engine: Engine, place: _Place) -> _Distribution | None:
     kept: dict[Any, Any] = st.session_state.setdefault("microscope:read", {})
     name = (info.model, info.revision, info.dtype, place.prompt_ids + place.output_ids)
     future = kept.pop(name, None)
-    if future is None or future.cancelled() or (future.done() and future.exception() is not None):
+    if future is None or future.cancelled():
         future = session.runtime().spawn(_ask(engine, list(name[-1])))
-    kept[name] = future  # the newest last
-    for old in list(itertools.islice(kept, max(0, len(kept) - _KEPT))):
-        kept.pop(old).cancel()
     if not future.done():
         with st.spinner("Asking the model…"):
             concurrent.futures.wait([future], _PATIENCE_S)
+    if future.done() and future.exception() is not None:
+        return future.result()  # it raises, and is not kept: the next run asks again
+    kept[name] = future  # the newest last
+    for old in list(itertools.islice(kept, max(0, len(kept) - _KEPT))):
+        kept.pop(old).cancel()
     if not future.done():
         _waiting(future)
         return None
