@@ -17,6 +17,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
+import numpy as np
+
 from core import evals, structured
 from core.comparing.cell import Cell, Place
 from core.comparing.spec import ComparisonSpec
@@ -30,6 +32,7 @@ NO_DIFFERENCE = "no difference shown"
 
 Verdict = Literal["higher", "lower", "no difference shown"]
 Unit = Literal["", "share", "tokens", "s", "tokens/s"]
+_RESAMPLES, _DRAWN_UP_TO = 4_000, 1_000
 _PAIRS_COMPARED = 45  # of samples of one prompt: all up to ten samples
 
 
@@ -126,6 +129,12 @@ def repetition(text: str, n: int = 4) -> float | None:
     return None if share is None else 1 - share
 
 
+@functools.lru_cache(maxsize=20_000)
+def _answer(text: str) -> str:
+    """What a text says, without the thoughts before it."""
+    return split(text).answer
+
+
 def self_similarity(texts: Sequence[str]) -> float | None:
     """Mean ROUGE-L F1 of all pairs of texts; in the manner of Self-BLEU (Zhu et al., 'Texygen', SIGIR
     2018), without its need for long texts. 1: all the same. None for a single text."""
@@ -151,7 +160,7 @@ def cell_scores(
     details = cell.details
     structure = (params or {}).get("structured_outputs")
     found = dict(_text_scores(cell.text))
-    answer = split(cell.text).answer
+    answer = _answer(cell.text)
     if structure is not None and (valid := structured.valid(structure, answer)) is not None:
         found["valid"] = float(valid)
     if reference is not None:
@@ -167,7 +176,7 @@ def cell_scores(
 # a page that is drawn again asks for the same figures again
 @functools.lru_cache(maxsize=20_000)
 def _text_scores(text: str) -> Mapping[str, float]:
-    answer = split(text).answer
+    answer = _answer(text)
     figures = {
         "distinct_1": distinct(answer, 1),
         "distinct_2": distinct(answer, 2),
@@ -175,6 +184,11 @@ def _text_scores(text: str) -> Mapping[str, float]:
         "json": float(is_json(answer)),
     }
     return {name: figure for name, figure in figures.items() if figure is not None}
+
+
+@functools.lru_cache(maxsize=20_000)
+def _alike(answers: tuple[str, ...]) -> float | None:
+    return self_similarity(answers)
 
 
 @functools.lru_cache(maxsize=20_000)
@@ -254,12 +268,25 @@ def interval(values: Sequence[float]) -> tuple[float | None, float | None]:
     sqrt(n / (n - 1)) t / z, the "expanded percentile" interval of Hesterberg, 'What Teachers Should
     Know About the Bootstrap', The American Statistician 69 (2015), section 5.
     """
+    return _interval(tuple(values)) if len(values) > 1 else (None, None)
+
+
+@functools.lru_cache(maxsize=4_096)
+def _interval(values: tuple[float, ...]) -> tuple[float, float]:
     n = len(values)
-    if n < 2:
-        return None, None
     normal = statistics.NormalDist()
     tail = normal.cdf(-math.sqrt(n / (n - 1)) * _student_t(0.975, n - 1))
-    return evals.bootstrap_interval(values, confidence=1 - 2 * tail, resamples=4000)
+    if n > _DRAWN_UP_TO:
+        return evals.bootstrap_interval(values, confidence=1 - 2 * tail)
+    low, high = np.quantile(_draws(n) @ np.asarray(values, dtype=float) / n, (tail, 1 - tail))
+    return float(low), float(high)
+
+
+# hundreds of figures over the same prompts: drawn once for all of them
+@functools.lru_cache(maxsize=4)
+def _draws(n: int) -> np.ndarray:
+    """How often each of n values was drawn in each resample (resamples, n); the same every time."""
+    return np.random.default_rng(0).multinomial(n, np.full(n, 1 / n), size=_RESAMPLES).astype(float)
 
 
 def _student_t(p: float, freedom: int) -> float:
@@ -289,7 +316,7 @@ def _prompt_figures(
     each = [cell_scores(cell, spec.sets[place].params, reference, kind or "text") for cell in complete]
     names = dict.fromkeys(name for figures in each for name in figures)
     means = {name: statistics.fmean(one[name] for one in each if name in one) for name in names}
-    alike = self_similarity([split(cell.text).answer for cell in complete])
+    alike = _alike(tuple(_answer(cell.text) for cell in complete))
     return means if alike is None else {**means, "self_similarity": alike}
 
 

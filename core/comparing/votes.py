@@ -200,7 +200,8 @@ def wilson(rate: float, n: int) -> tuple[float, float]:
     """
     centre = (rate + _Z**2 / (2 * n)) / (1 + _Z**2 / n)
     half = _Z / (1 + _Z**2 / n) * math.sqrt(rate * (1 - rate) / n + _Z**2 / (4 * n**2))
-    return max(0.0, centre - half), min(1.0, centre + half)
+    # at 0 and 1 a bound is the share itself, but for rounding
+    return min(rate, max(0.0, centre - half)), max(rate, min(1.0, centre + half))
 
 
 def _drawn(*what: str | int) -> int:
