@@ -3,10 +3,11 @@
     .venv/bin/python benchmarks/chat_under_load.py [--rows 300] [--slots 64] [--repeats 3]
 
 The batch is a run of `core.jobs`: answers of 32 to 96 tokens, so that rows end and begin at all times.
-Chats of 16 tokens are sent about every second, whether the ones before are answered or not. First chats
-alone, then the batch without and with chats, in turns. A step of the engine is the median time between a
-chat's tokens during the batch; what a chat waits is given in steps more than the median without a batch.
-The engine's steps from a chat to its first token are counted as well: at best the one at work and its own.
+Chats of 16 tokens are sent about every second, whether the ones before are answered or not, while at most
+four are open: more would be a load of their own where a step takes long. First chats alone, then the batch
+without and with chats, in turns. A step of the engine is the median time between a chat's tokens during
+the batch; what a chat waits is given in steps more than the median without a batch. The engine's steps
+from a chat to its first token are counted as well: at best the one at work and its own.
 
 First-come-first-served, beside it: all rows handed to vLLM at once, no priorities, no slots kept for chats.
 The processor time that other programs took is printed: on a busy machine, steps differ in length so much
@@ -47,6 +48,7 @@ from core.types import Completion, EngineSpec, Message, Priority, Request
 PARAMS = {"temperature": 0.0, "ignore_eos": True}
 CHAT_TOKENS = 16
 CHAT_EVERY_S = 1.0
+MOST_CHATS = 4
 _numbers = itertools.count(1)
 
 
@@ -117,10 +119,12 @@ class Bench:
     async def _chats_while(self, run_id: str, chats: Chats) -> None:
         """From the batch's first answers to its last but a few: while its slots are full."""
         times = random.Random(7)
+        sent: list[asyncio.Task[None]] = []
         async with asyncio.TaskGroup() as group:
             while (progress := self.jobs.progress(run_id)).counts.done < 0.9 * progress.rows:
-                if progress.generated:
-                    group.create_task(self.chat(chats))
+                sent = [task for task in sent if not task.done()]
+                if progress.generated and len(sent) < MOST_CHATS:
+                    sent.append(group.create_task(self.chat(chats)))
                 await asyncio.sleep(CHAT_EVERY_S * times.uniform(0.8, 1.2))
 
 
