@@ -3,6 +3,8 @@
 import json
 
 import pytest
+from hypothesis import example, given
+from hypothesis import strategies as st
 
 from core.comparing.rows import sample_file
 from core.comparing.spec import (
@@ -102,6 +104,17 @@ def test_a_grid_goes_over_system_prompts_and_templates():
     ]  # fmt: skip
     assert [one.system for one in sets][::2] == [None, "Be brief.", long]
     assert sets[5].style == "completion"
+
+
+@given(
+    st.lists(st.floats(0, 2), min_size=1, max_size=6, unique=True),
+    st.lists(st.text(max_size=40), min_size=1, max_size=6, unique=True),
+)
+@example([0.3, 0.30000001], ["", " ", "1", "x" * 30])
+def test_every_set_of_a_grid_has_a_name_of_its_own(temperatures, systems):
+    sets = grid(SetSpec(name="base"), {"temperature": temperatures, "system": systems})
+    assert len({one.name for one in sets}) == len(sets) == len(temperatures) * len(systems)
+    assert ComparisonSpec(prompts=(PromptItem(messages="Why?"),), sets=sets).sets == sets
 
 
 @pytest.mark.parametrize(

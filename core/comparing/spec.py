@@ -31,6 +31,7 @@ PROMPT = "prompt"
 
 _NAME_CHARACTERS = 60
 _VALUE_CHARACTERS = 24
+_SET_NAME_CHARACTERS = 180
 _TEXT_AXES = ("system", "template", "style")
 
 
@@ -211,14 +212,19 @@ def grid(base: SetSpec, axes: Mapping[str, Sequence[Any]]) -> tuple[SetSpec, ...
         raise ParameterError(
             f"The grid has {count:,} sets; {MAX_SETS} are possible.", hint="Take fewer values."
         )
-    sets = []
+    sets: list[SetSpec] = []
+    names: set[str] = set()
     for places in itertools.product(*(range(len(values)) for values in parsed.values())):
         chosen = {name: values[place] for (name, values), place in zip(parsed.items(), places, strict=True)}
         words = [
             _value_words(name, values[place], place)
             for (name, values), place in zip(parsed.items(), places, strict=True)
         ]
-        sets.append(_varied(base, chosen, ", ".join(words) or base.name))
+        name = ", ".join(words)[:_SET_NAME_CHARACTERS] or base.name
+        if name in names:  # two long texts, or blank ones
+            name = f"{name} ({len(sets) + 1})"
+        names.add(name)
+        sets.append(_varied(base, chosen, name))
     return tuple(sets)
 
 
@@ -244,7 +250,7 @@ def _varied(base: SetSpec, chosen: Mapping[str, Any], name: str) -> SetSpec:
             params[axis] = value
     if fields["style"] is None:
         fields["style"] = base.style
-    return SetSpec(**{**fields, "params": params, "name": name[:200]})
+    return SetSpec(**{**fields, "params": params, "name": name})
 
 
 def _value_words(name: str, value: Any, place: int) -> str:
@@ -252,8 +258,8 @@ def _value_words(name: str, value: Any, place: int) -> str:
     if value is None:
         return f"no {name}"
     text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
-    if isinstance(value, float):
-        text = f"{value:g}"
+    if isinstance(value, float) and float(f"{value:g}") == value:
+        text = f"{value:g}"  # 0, not 0.0
     if len(text) > _VALUE_CHARACTERS or "\n" in text or not text.strip():
         return f"{name} {place + 1}" if text.strip() else f"no {name}"
     return f"{name} {text}"
