@@ -476,8 +476,8 @@ def test_sets_are_named_by_what_differs():
 
 def test_a_forest_shows_what_is_sure_in_another_colour():
     lines = [
-        Estimate("a", 0.2, 0.1, 0.3, 8, "higher", True),
-        Estimate("<b>", 0.0, None, None, 1, "none", False),
+        Estimate("a", 0.2, 0.1, 0.3, "n = 8", "higher", True),
+        Estimate("<b>", 0.0, None, None, "n = 1", "none", False),
     ]
     figure = forest(lines, none=0, title="x", words=lambda value: f"{value:.1f}", text_color="#000")
     assert len(figure.data) == 2 and figure.data[0].marker.color != figure.data[1].marker.color

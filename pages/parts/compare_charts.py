@@ -17,13 +17,13 @@ _LABEL_CHARACTERS = 30
 
 @dataclass(frozen=True, slots=True)
 class Estimate:
-    """A line of the forest: a value, its 95% interval if there is one, and what that shows."""
+    """A line of the forest: a value, its 95% interval if there is one, what it is of, what it shows."""
 
     name: str
     value: float
     low: float | None
     high: float | None
-    n: int
+    of: str
     verdict: str
     is_shown: bool
 
@@ -36,6 +36,7 @@ def forest(
     words: Callable[[float], str],
     text_color: str,
     tick_format: str = "",
+    span: tuple[float, float] | None = None,
 ) -> go.Figure:
     """A line for each estimate, first on top, against `none`: the value that means no difference.
 
@@ -51,10 +52,10 @@ def forest(
     for place, line in zip(places, lines, strict=True):
         figure.add_annotation(
             x=1, xref="paper", xanchor="left", xshift=12, y=place, showarrow=False, align="left",
-            text=f"{words(line.value)} · n = {line.n}<br>{'<b>' if line.is_shown else ''}{line.verdict}",
+            text=f"{words(line.value)} · {line.of}<br>{'<b>' if line.is_shown else ''}{line.verdict}",
             font={"color": text_color, "size": 12},
         )  # fmt: skip
-    low, high = _span(lines, none)
+    low, high = span or _span(lines, none)
     figure.update_layout(
         height=70 + _ROW_PIXELS * len(lines),
         margin={"l": 10, "r": 170, "t": 10, "b": 10},

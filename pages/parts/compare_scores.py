@@ -115,7 +115,7 @@ def _line(name: str, metric: Metric, found: Difference) -> Estimate:
     verdict = found.verdict
     if is_shown and metric.better:
         verdict += ": better" if found.verdict == metric.better else ": worse"
-    return Estimate(name, found.mean, found.low, found.high, found.n, verdict, is_shown)
+    return Estimate(name, found.mean, found.low, found.high, f"n = {found.n}", verdict, is_shown)
 
 
 def plain_label(text: str) -> str:

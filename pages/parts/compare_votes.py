@@ -73,11 +73,12 @@ def _sets(key: str, view: ComparisonView) -> tuple[int, int] | None:
     sets = view.spec.sets
     if len(sets) == 2:
         return None
-    every = [None, *((one, other) for one in range(len(sets)) for other in range(one + 1, len(sets)))]
-    return st.selectbox(
+    every = [(), *((one, other) for one in range(len(sets)) for other in range(one + 1, len(sets)))]
+    chosen = st.selectbox(
         "Which sets", every, key=f"{key}:sets", persist_state="session", width=340,
         format_func=lambda two: f"{sets[two[0]].name} or {sets[two[1]].name}" if two else "Any two",
     )  # fmt: skip
+    return chosen or None
 
 
 def _show(key: str, view: ComparisonView, found: Pair) -> None:
@@ -137,14 +138,14 @@ def _counted(key: str, view: ComparisonView, votes: Sequence[Vote]) -> None:
     figure = forest(
         [_line(names[place], rate) for place, rate in ranked],
         none=0.5, title="Win rate against all other sets; a tie is half a win", words=_percent,
-        tick_format=".0%", text_color=color,
+        tick_format=".0%", span=(0, 1), text_color=color,
     )  # fmt: skip
     st.plotly_chart(figure, key=f"{key}:sets", config=_CONFIG)
     if len(rates.pairs) > 1:
         figure = forest(
             [_line(f"{names[one]} / {names[other]}", rate) for (one, other), rate in rates.pairs.items()],
-            none=0.5, title="Win rate of the first against the second", words=_percent, tick_format=".0%",
-            text_color=color,
+            none=0.5, title="Win rate of the first against the second", words=_percent,
+            tick_format=".0%", span=(0, 1), text_color=color,
         )  # fmt: skip
         st.plotly_chart(figure, key=f"{key}:pairs", config=_CONFIG)
     st.caption(
@@ -154,8 +155,8 @@ def _counted(key: str, view: ComparisonView, votes: Sequence[Vote]) -> None:
 
 
 def _line(name: str, rate: WinRate) -> Estimate:
-    verdict = f"{rate.verdict} ({rate.wins}–{rate.ties}–{rate.losses})"
-    return Estimate(name, rate.rate, rate.low, rate.high, rate.n, verdict, rate.verdict != NO_DIFFERENCE)
+    of = f"n = {rate.n} ({rate.wins}–{rate.ties}–{rate.losses})"
+    return Estimate(name, rate.rate, rate.low, rate.high, of, rate.verdict, rate.verdict != NO_DIFFERENCE)
 
 
 def _percent(value: float) -> str:
