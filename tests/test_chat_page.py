@@ -423,6 +423,10 @@ def test_the_code_asks_the_same(app):
     python, curl = (block.value for block in app.code[-2:])
     assert "hello there" in python and "temperature=0.25" in python and "openai" in python.lower()
     assert curl.startswith("curl") and "hello there" in curl and "scripted-" not in curl
+    set_up(app, style="Alpaca", n=2)
+    python, curl = (block.value for block in app.code[-2:])
+    assert "### Response:" in python and "### Instruction:" in python and "n=2" in python
+    assert "/v1/completions" in curl
 
 
 # -- the list -------------------------------------------------------------------
@@ -476,8 +480,11 @@ def test_a_file_that_is_no_chat_is_explained(app):
     assert "UTF" in app.error[0].value
 
 
-def test_an_imported_chat_keeps_its_system_prompt_apart(app):
+def test_an_imported_chat_keeps_its_system_prompt_apart_and_its_question_is_answered(app):
     body = [Message("system", "Be brief.").as_dict(), Message("user", "hello").as_dict()]
     app.file_uploader[0].upload("x.json", json.dumps(body).encode()).run()
     assert app.text_area(key=f"chat:{conversation_id(app)}:system").value == "Be brief."
     assert [message.name for message in app.chat_message] == ["user"]
+    button(app, "Answer").click().run()
+    ended(app)
+    assert [message.name for message in app.chat_message] == ["user", "assistant"]

@@ -20,37 +20,39 @@ from pages.parts.markdown import plain_text
 
 _BASE_URL = "http://127.0.0.1:8000/v1"  # where `vllm serve` listens
 _EXAMPLE = "Hello"
-_POPOVER_PIXELS = 560
-_CODE_PIXELS = 320
+_WIDTH_PIXELS, _HEIGHT_PIXELS = 560, 420
 
 
 def menu(settings: ChatSettings, path: Sequence[StoredMessage]) -> None:
     """A popover with Python and curl for the last message of `path`, asked with the settings as they are."""
     menu = st.popover("Code", icon=":material/code:", on_change="rerun", key="chat:code")
-    if not menu.open:  # a long chat is not written out with each run of the page
-        return
+    # of this size also while it is closed: it would open downwards, out of sight, if it were empty then
+    with menu, st.container(width=_WIDTH_PIXELS, height=_HEIGHT_PIXELS, border=False):
+        if menu.open:  # a long chat is not written out with each run of the page
+            _code(settings, path)
+
+
+def _code(settings: ChatSettings, path: Sequence[StoredMessage]) -> None:
     options = settings.options
-    with menu, st.container(width=_POPOVER_PIXELS):
-        try:
-            asked = _asked(settings, path)
-            params = _params(settings)
-        except WorkbenchError as error:
-            st.error(plain_text(str(error)))
-            return
-        info = session.runtime().status().info
-        what = {
-            "asked": asked,
-            "params": params,
-            "model": info.model if info else "MODEL",
-            "base_url": _BASE_URL,
-            "template_options": options.template_options if options.style == prompt_styles.CHAT else None,
-            "top_logprobs": options.top_logprobs,
-            "generation_config": info.generation_config if info else None,
-        }
-        st.caption("The same request to an OpenAI-compatible server, such as vLLM's own.")
-        python, curl = st.tabs(["Python", "curl"])
-        python.code(snippets.python(**what), language="python", wrap_lines=True, height=_CODE_PIXELS)
-        curl.code(snippets.curl(**what), language="bash", wrap_lines=True, height=_CODE_PIXELS)
+    try:
+        asked, params = _asked(settings, path), _params(settings)
+    except WorkbenchError as error:
+        st.error(plain_text(str(error)))
+        return
+    info = session.runtime().status().info
+    what = {
+        "asked": asked,
+        "params": params,
+        "model": info.model if info else "MODEL",
+        "base_url": _BASE_URL,
+        "template_options": options.template_options if options.style == prompt_styles.CHAT else None,
+        "top_logprobs": options.top_logprobs,
+        "generation_config": info.generation_config if info else None,
+    }
+    st.caption("The same request to an OpenAI-compatible server, such as vLLM's own.")
+    python, curl = st.tabs(["Python", "curl"])
+    python.code(snippets.python(**what), language="python", wrap_lines=True)
+    curl.code(snippets.curl(**what), language="bash", wrap_lines=True)
 
 
 def _params(settings: ChatSettings) -> dict[str, Any]:
@@ -58,10 +60,10 @@ def _params(settings: ChatSettings) -> dict[str, Any]:
     options, params = settings.options, dict(settings.params)
     if options.n > 1:
         params["n"] = options.n
-    stops = prompt_styles.stops(options.style, session.wrappers().find(options.style))
-    if stops:
-        params["stop"] = [*dict.fromkeys([*(params.get("stop") or ()), *stops])]
-    return params
+    if options.style == prompt_styles.CHAT:
+        return params
+    wrapper = session.wrappers().find(options.style)
+    return prompt_styles.with_stops(params, session.runtime().engine, options.style, wrapper)
 
 
 def _asked(settings: ChatSettings, path: Sequence[StoredMessage]) -> Sequence[Message] | str:

@@ -47,6 +47,19 @@ def draw(view: View, turns: Sequence[Turn]) -> None:
                 _growing(view, turn)
             else:
                 _answers(view, turn, is_last=turn is turns[-1])
+    if turns[-1].message.role == "user" and not view.live:
+        _answer_button(view, turns[-1].message)
+
+
+def _answer_button(view: View, question: StoredMessage) -> None:
+    """An imported or branched chat may end with a question."""
+    st.button(
+        "Answer",
+        key=f"chat:{question.message_id}:answer",
+        icon=":material/play_arrow:",
+        on_click=attempt,
+        args=(session.chats().regenerate, question.message_id, view.settings.params),
+    )
 
 
 def _newest(view: View, turns: Sequence[Turn]) -> Sequence[Turn]:

@@ -17,6 +17,8 @@ from pages.parts.markdown import plain_text
 from pages.parts.sampling_form import sampling_form
 
 _POPOVER_PIXELS = 440
+_MENU = "chat:settings"
+_EDIT_STYLES = "chat:edit-styles"
 _MOST_ANSWERS = 8
 _MOST_ALTERNATIVES = 20
 _ALTERNATIVES = 5
@@ -43,7 +45,11 @@ def chat_settings(conversation: Conversation | None) -> ChatSettings:
     key = _key(conversation)
     before = conversation.options if conversation else ChatOptions()
     info = session.runtime().status().info
-    with st.popover("Settings", icon=":material/tune:"), st.container(width=_POPOVER_PIXELS):
+    if st.session_state.pop(_EDIT_STYLES, False):
+        st.session_state[_MENU] = False  # or it would lie above the dialog
+        chat_styles.edit()
+    menu = st.popover("Settings", icon=":material/tune:", key=_MENU, on_change="rerun")
+    with menu, st.container(width=_POPOVER_PIXELS):
         prompt, sampling, answers = st.tabs(["Prompt", "Sampling", "Answers"])
         with prompt:
             style = _style(key, before, info)
@@ -85,8 +91,13 @@ def _style(key: str, before: ChatOptions, info: EngineInfo | None) -> str:
             persist_state="session",
             help="How the messages become the one text that the model reads. See it under Prompt.",
         )
-        if st.button("Own styles", icon=":material/edit:", key=f"{key}:styles"):
-            chat_styles.edit()
+        st.button(
+            "Own styles",
+            icon=":material/edit:",
+            key=f"{key}:styles",
+            on_click=st.session_state.__setitem__,
+            args=(_EDIT_STYLES, True),
+        )
     if style in _ABOUT_STYLES:
         lacks = style == prompt_styles.CHAT and info is not None and not info.has_chat_template
         st.caption(
