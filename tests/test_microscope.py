@@ -321,8 +321,12 @@ def test_the_model_is_asked_once_for_a_position(page: AppTest) -> None:
 
 
 def test_a_penalty_that_can_not_be_reckoned_is_switched_off_and_says_why(page: AppTest) -> None:
+    page.session_state["params"] = {"repetition_penalty": 1.2}
     page.run()
-    assert page.slider(key="lens:repetition_penalty").disabled
+    slider = page.slider(key="lens:repetition_penalty")
+    assert (slider.disabled, slider.value) == (True, 1.0)
+    page.button(key="lens:use").click().run()
+    assert page.session_state["chosen"] == {"repetition_penalty": 1.2}
     assert any(caption.value == NOT_EXACT for caption in page.caption)
 
 

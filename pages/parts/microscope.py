@@ -30,6 +30,7 @@ from pages.parts.microscope_chart import bars, percent, visible
 SLIDERS = (
     "temperature", "top_p", "top_k", "min_p", "repetition_penalty", "presence_penalty", "frequency_penalty",
 )  # fmt: skip
+_NEEDS_LOGITS = "repetition_penalty"
 _NOT_SHOWN = {
     "bad_words": "what `bad_words` forbid is not taken off here",
     "structured_outputs": "what `structured_outputs` forbid is not taken off here",
@@ -191,9 +192,11 @@ def _lens(key: str, engine: Engine, place: _Place, read: _Distribution, params: 
     defaults = sampling.defaults(engine.info.generation_config) | params
     left, right = st.columns([1, 2], gap="medium")
     with left:
-        values = _sliders(key, defaults, exact=read.logits is not None)
+        exact = read.logits is not None
+        values = _sliders(key, defaults, exact=exact)
+        moved = {name: value for name, value in values.items() if exact or name != _NEEDS_LOGITS}
         chosen = params | {
-            name: value for name, value in values.items() if name in params or value != defaults[name]
+            name: value for name, value in moved.items() if name in params or value != defaults[name]
         }
         _buttons(key, chosen, defaults)
         missing = [words for name, words in _NOT_SHOWN.items() if params.get(name)]
@@ -222,7 +225,7 @@ def _sliders(key: str, defaults: Mapping[str, Any], *, exact: bool) -> dict[str,
     for name in SLIDERS:
         row, widget = sampling.BY_NAME[name], f"{key}:{name}"
         number = int if row.kind == "int" else float
-        usable = exact or name != "repetition_penalty"
+        usable = exact or name != _NEEDS_LOGITS
         now = number(st.session_state.get(widget, max(defaults[name], row.low)))
         st.session_state[widget] = now = now if usable else number(row.default)
         values[name] = st.slider(
