@@ -257,6 +257,16 @@ def test_what_was_entered_outlives_a_visit_to_another_page(app):
     assert next(one.value for one in app.slider if one.label == "Temperature") == 0.35
 
 
+def test_chats_of_a_file_are_asked_as_they_are(app):
+    messages = [{"role": role, "content": text} for role, text in
+                (("user", "Hi"), ("assistant", "Hello"), ("user", "And now?"))]  # fmt: skip
+    spec = json.dumps({"prompts": [{"messages": messages}], "sets": [{"name": "only"}]}).encode()
+    app.file_uploader(key="compare:import").set_value(("spec.json", spec, "application/json")).run()
+    assert field(app.segmented_control, "Prompts").value == "kept"
+    shown = run(app)
+    assert len(shown.spec.prompts[0].messages) == 3 and matrix(app)["prompts"][0]["label"].endswith("turn 2")
+
+
 # -- looking ---------------------------------------------------------------------------
 
 
@@ -372,6 +382,22 @@ def test_a_blind_vote_is_kept_and_counted(app):
     assert "judged every pair" in app.success[0].value
     app.toggle(key=f"compare:votes:{identity}:show").set_value(True).run()
     assert len(app.get("plotly_chart")) == 1
+
+
+def test_votes_of_a_judge_are_counted_apart_and_give_their_reasons(app):
+    identity = start(("One?", "Two?"))
+    votes = session.comparisons().votes
+    votes.record(identity, 0, 0, 0, 1, "a", "judge:m", {"reasons": ["Shorter.", "Clearer."], "verdicts": []})
+    votes.record(identity, 0, 0, 0, 1, "b")
+    open_comparison(app, identity)
+    look(app, "votes")
+    app.toggle(key=f"compare:votes:{identity}:show").set_value(True).run()
+    assert "Shorter. / Clearer." in words(app)
+    charts = [json.loads(one.proto.spec) for one in app.get("plotly_chart")]
+    assert "50% · n = 2 (1–0–1)" in json.dumps(charts, ensure_ascii=False)
+    field(app.get("button_group"), "Votes of").set_value(["judge:m"]).run()
+    charts = [json.loads(one.proto.spec) for one in app.get("plotly_chart")]
+    assert "100% · n = 1 (1–0–0)" in json.dumps(charts, ensure_ascii=False)
 
 
 def test_a_judge_that_cannot_be_is_refused_in_words(app):

@@ -22,6 +22,7 @@ _SUGGESTED = {
     "repetition_penalty": "1, 1.1, 1.2", "presence_penalty": "0, 0.5, 1", "frequency_penalty": "0, 0.5, 1",
     "max_tokens": "64, 256",
 }  # fmt: skip
+_SHARED = ("temperature", "max_tokens", "seed")
 _NAMED = 12
 
 
@@ -44,7 +45,7 @@ def grid_form(key: str) -> tuple[SetSpec, ...]:
     info = session.runtime().status().info
     shared = sampling_form(
         f"{key}:grid-base", info.generation_config if info else None,
-        main=("temperature", "max_tokens"), columns=2,
+        main=[name for name in _SHARED if name not in axes], columns=2,
     )  # fmt: skip
     if not axes:
         return ()

@@ -127,10 +127,11 @@ def _rows(key: str, run: Run) -> tuple[PromptItem, ...]:
         "Template", state[f"{key}:template"], key=f"{key}:template", height=110, persist_state="session",
         help="The prompt of each row; {{ column }} stands for the row's own value.",
     )  # fmt: skip
+    there = max(1, run.spec.input.rows)
     with st.container(horizontal=True, vertical_alignment="bottom"):
         count = st.number_input(
-            "Rows", 1, min(_MOST_ROWS, max(run.spec.input.rows, 1)), min(_FIRST_ROWS, run.spec.input.rows),
-            key=f"{key}:count", width=120, persist_state="session",
+            "Rows", 1, min(_MOST_ROWS, there), min(_FIRST_ROWS, there), key=f"{key}:count", width=120,
+            persist_state="session",
         )  # fmt: skip
         seed = st.number_input(
             "Drawn with seed", value=1, key=f"{key}:seed", width=150, persist_state="session",

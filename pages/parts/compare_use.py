@@ -11,6 +11,7 @@ from core.comparing.cells import Vote
 from core.comparing.runner import ComparisonView
 from core.comparing.spec import SetSpec, to_prompt_spec
 from core.errors import WorkbenchError
+from core.prompt_styles import CHAT
 from pages.parts import session
 from pages.parts.compare_matrix import set_words
 from pages.parts.markdown import plain_text
@@ -39,6 +40,8 @@ def use_menu(view: ComparisonView) -> None:
             help="Opens the batch page with this prompt and these parameters filled in.",
         ):  # fmt: skip
             _promote(view, one)
+        if one.style != CHAT:
+            st.caption("The batch page asks by the model's own template: the set's prompt style stays here.")
         with st.form(f"compare:preset:{identity}:{place}", border=False):
             name = st.text_input("Name of the preset", one.name)
             if st.form_submit_button("Save as preset", icon=":material/bookmark_add:"):

@@ -124,7 +124,7 @@ def _results(view: ComparisonView) -> None:
         "Votes of", voters, selection_mode="multi", default=voters, key=f"{key}:voters:{len(voters)}"
     )
     _counted(key, view, [vote for vote in votes if vote.voter in chosen])
-    _reasons(view, [vote for vote in votes if vote.voter in chosen and vote.details.get("reason")])
+    _reasons(view, [vote for vote in votes if vote.voter in chosen and vote.details.get("reasons")])
 
 
 def _counted(key: str, view: ComparisonView, votes: Sequence[Vote]) -> None:
@@ -171,7 +171,8 @@ def _reasons(view: ComparisonView, votes: Sequence[Vote]) -> None:
     with st.expander(f"Reasons of the judge ({len(votes)})"):
         for vote in votes[:50]:
             best = {"a": names[vote.set_a], "b": names[vote.set_b], "tie": "equally good"}[vote.winner]
+            reasons = " / ".join(str(reason) for reason in vote.details["reasons"])
             st.markdown(
                 f"**{plain_text(view.spec.prompts[vote.prompt].title)}**: {plain_text(best)}. "
-                f"{plain_text(str(vote.details['reason']))}"
+                f"{plain_text(reasons)}"
             )
