@@ -282,6 +282,28 @@ def close_all_menus(page):
     expect(page.get_by_test_id("stPopoverBody")).to_have_count(0)
 
 
+def test_a_style_of_ones_own_is_made_from_the_settings(page):
+    body = settings(page, "Prompt")
+    body.get_by_role("button", name="Own styles").click()
+    dialog = page.get_by_role("dialog").filter(has_text="Prompt styles")
+    expect(dialog.get_by_role("textbox", name="Name")).to_be_visible()
+    expect(body).to_have_count(0)
+    name = dialog.get_by_role("textbox", name="Name")
+    name.fill("Mine")
+    name.press("Enter")
+    dialog.get_by_role("button", name="Save").click()
+    expect(dialog).to_have_count(0)
+    settled(page)
+    settings(page, "Prompt").get_by_role("combobox", name="Prompt style").click()
+    page.get_by_role("option", name="Mine").click()
+    expect(body.get_by_text("### Response:")).to_be_visible()
+    close_menu(page)
+    ask(page, "Hello there")
+    answered(page)
+    # the scripted engine repeats its prompt, and the style's stop ends that before "### Instruction:"
+    expect(answer(page).get_by_text("appropriately completes the request.")).to_be_visible()
+
+
 def test_tokens_show_their_alternatives_to_mouse_and_keyboard(page):
     body = settings(page, "Answers")
     body.get_by_text("Token view", exact=True).click()
