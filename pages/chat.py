@@ -26,8 +26,8 @@ def _send(text: str) -> None:
     except WorkbenchError as error:
         st.error(plain_text(str(error)))
         st.code(text, language=None, wrap_lines=True)  # the input is empty by now: nothing typed is lost
-        st.stop()
-    st.rerun()
+    else:
+        st.rerun()
 
 
 def _examples() -> None:
@@ -55,11 +55,14 @@ with st.bottom, st.container(horizontal=True, height=40, border=False, gap="xsma
             on_click=session.chats().stop,
             args=(conversation.conversation_id,),
         )
-if turns:
-    chat_messages.draw(chat_messages.View(conversation, settings, live), turns)
-else:
-    _examples()
 # not in st.bottom, where it comes to lie by itself: only so the page keeps the newest message in sight
 entered = st.chat_input("Write a message", disabled=bool(live))
+messages, problem = st.container(), st.container()
 if entered and entered.strip():
-    _send(entered)
+    with problem:
+        _send(entered)  # before the messages are drawn: they are drawn anew with the answer
+with messages:
+    if turns:
+        chat_messages.draw(chat_messages.View(conversation, settings, live), turns)
+    else:
+        _examples()
