@@ -197,6 +197,13 @@ class Answer:
             self._task.cancel()
 
     async def _generate(self, runtime: Runtime) -> None:
+        if self._priority is Priority.CHAT:  # it takes one of the slots that are kept for chats
+            await self._stream(runtime)
+            return
+        async with runtime.slots.held(self._priority):
+            await self._stream(runtime)
+
+    async def _stream(self, runtime: Runtime) -> None:
         engine = await runtime.wait_engine()
         self._model = engine.info.model
         request = await self._request(engine)

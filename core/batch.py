@@ -33,7 +33,7 @@ from core.run_spec import ModelSpec, SessionSpec
 from core.runs import Run
 from core.runtime import Runtime
 from core.store import RunState, Store, this_process
-from core.types import EngineStats
+from core.types import EngineStats, Priority
 
 _log = logging.getLogger(__name__)
 
@@ -304,10 +304,8 @@ class BatchJob:
         """One row to its result. A row that saw the engine die too often is set aside, then blamed."""
         deaths = 0
         while True:
-            engine = await self._runtime.wait_engine()
-            self._check_model(engine)  # somebody may have loaded another one
             try:
-                self._keeper.add(await self._answerer.answer(item, engine))
+                self._keeper.add(await self._answered(item))
             except EngineDied as error:
                 deaths += 1
                 if deaths <= deaths_allowed:
@@ -318,6 +316,12 @@ class BatchJob:
                     message = f"The engine died while it answered this row alone: {error.message}"
                     self._keeper.add(Result(row=item.row, status="error", error=message))
             return
+
+    async def _answered(self, item: Item) -> Result:
+        async with self._runtime.slots.held(Priority.BATCH):
+            engine = await self._runtime.wait_engine()
+            self._check_model(engine)  # somebody may have loaded another one
+            return await self._answerer.answer(item, engine)
 
     def _look(self) -> tuple[EngineStats, float, float]:
         status = self._runtime.status()

@@ -33,6 +33,7 @@ from core.errors import (
     WorkbenchError,
 )
 from core.settings import Settings, load_settings
+from core.slots import Slots
 from core.types import EnginePhase, EngineSpec, EngineStats, EngineStatus
 
 T = TypeVar("T")
@@ -75,6 +76,8 @@ class Runtime:
         self._log = EngineLog(self.settings.logs_dir)
         self._guard = Guard()
         self._switching = asyncio.Lock()
+        self._known_slots = 1
+        self.slots = Slots(self._batch_slots)
         self._loop = LoopThread()
         self._watcher = self._loop.spawn(self._watch())
         atexit.register(self.close)
@@ -203,6 +206,13 @@ class Runtime:
             self._loop.stop()
 
     # The inside
+
+    def _batch_slots(self) -> int:
+        """While the engine restarts, as many as before: who holds one waits for it."""
+        engine = self._state.engine
+        if engine is not None:
+            self._known_slots = engine.info.batch_slots
+        return self._known_slots
 
     def _begin(self, phase: EnginePhase, stage: str, spec: EngineSpec | None) -> int:
         with self._changed:
