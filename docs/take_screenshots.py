@@ -3,8 +3,8 @@
     make run                                          # in one terminal
     .venv/bin/python docs/take_screenshots.py         # in another
 
-It asks one question in the chat, compares three parameter sets and runs the
-example table, all for real; --folder keeps the committed pictures as they are.
+It asks one question in the chat, compares three parameter sets on rows of the
+example table, runs all of it, all for real; --folder keeps the committed pictures as they are.
 """
 
 from __future__ import annotations
@@ -56,13 +56,20 @@ def chat(page: Page, folder: Path, url: str) -> None:
 
 def compare(page: Page, folder: Path, url: str) -> None:
     page.goto(f"{url}/compare")
-    page.get_by_role("textbox", name="Prompt", exact=True).fill("Describe the sea in one sentence.")
-    page.keyboard.press("Control+Enter")
-    settle(page)
-    page.get_by_role("button", name="Run", exact=True).click()
-    page.get_by_text("TTFT").nth(2).wait_for(timeout=WAIT_MS)
-    page.wait_for_timeout(15_000)
+    page.get_by_text("From a table", exact=True).click()
+    page.get_by_role("button", name="Read a file").click()
+    page.get_by_role("button", name="The example: product reviews").click()
+    page.get_by_role("textbox", name="Template").wait_for(timeout=WAIT_MS)
+    page.keyboard.press("Escape")
+    page.get_by_text("= 24 answers").wait_for(timeout=WAIT_MS)
+    page.get_by_role("button", name="Run Shortcut").click()
+    page.get_by_role("gridcell").first.wait_for(timeout=WAIT_MS)
+    page.locator(".matrix:not(.live)").wait_for(timeout=WAIT_MS)
     shoot(page, folder, "compare")
+    for tab in ("Scores", "Microscope"):
+        page.get_by_text(tab, exact=True).click()
+        page.locator(".js-plotly-plot").first.wait_for(timeout=WAIT_MS)
+        shoot(page, folder, f"compare-{tab.lower()}")
 
 
 def batch(page: Page, folder: Path, url: str) -> None:
