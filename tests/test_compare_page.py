@@ -505,7 +505,7 @@ def test_a_forest_shows_what_is_sure_in_another_colour():
         Estimate("a", 0.2, 0.1, 0.3, "n = 8", "higher", True),
         Estimate("<b>", 0.0, None, None, "n = 1", "none", False),
     ]
-    figure = forest(lines, none=0, title="x", words=lambda value: f"{value:.1f}", text_color="#000")
+    figure = forest(lines, none=0, title="x", words=lambda value: f"{value:.1f}")
     assert len(figure.data) == 2 and figure.data[0].marker.color != figure.data[1].marker.color
     assert figure.layout.xaxis.range[0] < 0 and figure.layout.xaxis.range[1] > 0.3
     assert "<b>" not in figure.layout.yaxis.ticktext[1]

@@ -34,13 +34,12 @@ def forest(
     none: float,
     title: str,
     words: Callable[[float], str],
-    text_color: str,
     tick_format: str = "",
     span: tuple[float, float] | None = None,
 ) -> go.Figure:
     """A line for each estimate, first on top, against `none`: the value that means no difference.
 
-    What is shown is coloured, what is not is grey. `words` writes a value.
+    What is shown is coloured, what is not is grey. `words` writes a value. Text has the theme's colour.
     """
     places = list(range(len(lines)))
     figure = go.Figure()
@@ -53,7 +52,7 @@ def forest(
         figure.add_annotation(
             x=1, xref="paper", xanchor="left", xshift=12, y=place, showarrow=False, align="left",
             text=f"{words(line.value)} · {line.of}<br>{'<b>' if line.is_shown else ''}{line.verdict}",
-            font={"color": text_color, "size": 12},
+            font={"size": 12},
         )  # fmt: skip
     low, high = span or _span(lines, none)
     figure.update_layout(
@@ -69,7 +68,6 @@ def forest(
         showgrid=False,
         zeroline=False,
         automargin=True,
-        tickfont={"color": text_color},
     )
 
 

@@ -12,7 +12,7 @@ from pages.parts.charts import counted, duration
 from pages.parts.compare_charts import Estimate, forest
 from pages.parts.markdown import plain_text
 
-TEXT = {"light": "#1B2430", "dark": "#E4E9ED"}  # the themes' own; a chart's would be grey
+_SPEED = ("s", "tokens/s")
 _CONFIG = {"displayModeBar": False}
 _ENDED = {"stop": "finished", "length": "cut at the limit", "abort": "stopped"}
 
@@ -40,11 +40,14 @@ def draw(view: ComparisonView) -> None:
 
 
 def verdicts(scores: Scores, place: int) -> tuple[list[str], int]:
-    """What is shown of one set against the baseline, in words; and of how many figures nothing is."""
+    """What is shown of one set against the baseline, in words; and of how many figures nothing is.
+
+    Speed is left to the table: it depends on what else was answered at the same time.
+    """
     shown, rest = [], 0
     for name in scores.metrics:
         found = scores.differences.get((place, name))
-        if found is None:
+        if found is None or METRICS[name].unit in _SPEED:
             continue
         if found.verdict == NO_DIFFERENCE:
             rest += 1
@@ -82,7 +85,9 @@ def _picture(key: str, view: ComparisonView, scores: Scores) -> None:
     if not names:
         return
     shown = {name for (_place, name), found in scores.differences.items() if found.verdict != NO_DIFFERENCE}
-    first = next((place for place, name in enumerate(names) if name in shown), 0)
+    first = next(
+        (place for place, name in enumerate(names) if name in shown and METRICS[name].unit not in _SPEED), 0
+    )
     with st.container(horizontal=True, vertical_alignment="bottom"):
         name = st.selectbox(
             "Figure", names, first, format_func=lambda one: METRICS[one].title, key=f"{key}:metric",
@@ -101,9 +106,12 @@ def _picture(key: str, view: ComparisonView, scores: Scores) -> None:
         title=f"{metric.title}: difference to {plain_label(sets[scores.baseline].name)}",
         tick_format="+.1%" if metric.unit == "share" else "",
         words=lambda value: signed(metric, value),
-        text_color=TEXT[st.context.theme.type or "light"],
     )
     st.plotly_chart(figure, key=f"{key}:forest", config=_CONFIG)
+    if metric.unit in _SPEED:
+        st.caption(
+            "Speed depends on what else was answered at the same time: to measure it, ask less at once."
+        )
     st.caption(
         "Means of the paired differences over prompts, with 95% bootstrap intervals. Grey: the interval "
         "holds zero, or there are too few prompts: no difference shown."

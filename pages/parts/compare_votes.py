@@ -15,7 +15,6 @@ from pages.parts import compare_judge, session
 from pages.parts.charts import counted
 from pages.parts.compare_charts import Estimate, forest
 from pages.parts.compare_matrix import pair
-from pages.parts.compare_scores import TEXT
 from pages.parts.markdown import plain_text
 
 _CONFIG = {"displayModeBar": False}
@@ -133,19 +132,18 @@ def _counted(key: str, view: ComparisonView, votes: Sequence[Vote]) -> None:
         return
     rates = win_rates(votes)
     names = [one.name for one in view.spec.sets]
-    color = TEXT[st.context.theme.type or "light"]
     ranked = sorted(rates.sets.items(), key=lambda entry: -entry[1].rate)
     figure = forest(
         [_line(names[place], rate) for place, rate in ranked],
         none=0.5, title="Win rate against all other sets; a tie is half a win", words=_percent,
-        tick_format=".0%", span=(0, 1), text_color=color,
+        tick_format=".0%", span=(0, 1),
     )  # fmt: skip
     st.plotly_chart(figure, key=f"{key}:sets", config=_CONFIG)
     if len(rates.pairs) > 1:
         figure = forest(
             [_line(f"{names[one]} / {names[other]}", rate) for (one, other), rate in rates.pairs.items()],
             none=0.5, title="Win rate of the first against the second", words=_percent,
-            tick_format=".0%", span=(0, 1), text_color=color,
+            tick_format=".0%", span=(0, 1),
         )  # fmt: skip
         st.plotly_chart(figure, key=f"{key}:pairs", config=_CONFIG)
     st.caption(
