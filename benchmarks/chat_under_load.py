@@ -177,6 +177,7 @@ def report(name: str, idle: Chats, chats: Chats, alone: list[float], beside: lis
         "worst_ttft_ms": max(chats.ttfts) * 1000,
         "median_steps_above_idle": (median - before) / step,
         "p95_steps_above_idle": (p95 - before) / step,
+        "idle_steps_counted": statistics.median(idle.steps),
         "median_steps_counted": statistics.median(chats.steps),
         "p95_steps_counted": statistics.quantiles(chats.steps, n=20)[-1],
         "batch_tokens_per_s": statistics.median(alone),
