@@ -241,7 +241,7 @@ def test_versions_editing_and_branching(page):
     settled(page)
     address = page.url
     pick(page, answer(page), "Branch into a new chat")
-    expect(page.get_by_text("This is a copy")).to_be_visible()
+    expect(title_menu(page)).to_contain_text("(branch)")
     assert page.url != address
 
 

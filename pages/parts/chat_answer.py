@@ -15,6 +15,7 @@ from pages.parts.token_view import token_view
 
 _THOUGHTS_PIXELS = 180
 _CURSOR = " ▌"
+_OPENING = ("<think>", "<thinking>", "<reasoning>", "[THINK]", "<seed:think>", "◁think▷")
 
 
 def body(
@@ -40,6 +41,8 @@ def token_legend(message: StoredMessage) -> None:
 
 
 def _text(options: ChatOptions, text: str, message: StoredMessage, live: LiveAnswer | None) -> None:
+    if live and any(mark.startswith(text.strip()) for mark in _OPENING):
+        text = ""  # half a mark would flash up and go
     inside = live.begins_inside if live else bool(message.details.get("begins_inside"))
     parted = reasoning.split(text, options.reasoning, begins_inside=inside)
     is_thinking = parted.is_open and live is not None
