@@ -3,7 +3,7 @@
     .venv/bin/python benchmarks/chat_ttft.py [--requests 40]
 
 In turns on one engine, nothing else running. Ours: from the page's call
-(`Chats.start`: two writes to the catalogue, chat template, tokenizing) until
+(`Chats.send`: two writes to the catalogue, chat template, tokenizing) until
 the first token can be read. Bare: from `AsyncLLM.generate` with the same token
 ids, on the same loop, to its first output. Prompts differ from request to
 request, so that no prefix is cached beyond the template's.
@@ -38,14 +38,14 @@ def question(number: int) -> str:
     )
 
 
-def ours(chats: Chats, store: Store, text: str) -> float:
+def ours(chats: Chats, text: str) -> float:
     """Seconds from the page's call until there is a token for the page to read."""
-    conversation = store.add_conversation()
+    conversation = chats.create()
     started = time.monotonic()
-    chats.start(conversation.conversation_id, text, PARAMS)
-    _message_id, answer, future = chats._live[conversation.conversation_id]
-    future.result()  # asking again and again would take the time that is measured
-    return answer.timing.first_token_s - started
+    (message_id,) = chats.send(conversation.conversation_id, text, PARAMS)
+    live = chats._live[conversation.conversation_id][message_id]
+    live.future.result()  # asking again and again would take the time that is measured
+    return live.answer.timing.first_token_s - started
 
 
 def bare(runtime: Runtime, token_ids: list[int], number: int) -> float:
@@ -84,7 +84,7 @@ def main() -> None:
         page, direct = [], []
         for number in range(count + 2):
             text = question(2 * number)
-            seconds = ours(chats, store, text)
+            seconds = ours(chats, text)
             other = engine.render_chat([[Message("user", question(2 * number + 1))]])
             reference = bare(runtime, engine.encode(other)[0], number)
             if number >= 2:  # the first of each compiles and fills caches
