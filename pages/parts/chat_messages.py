@@ -256,9 +256,9 @@ def _side_by_side(view: View, turn: Turn) -> None:
         for number, (message, words) in enumerate(zip(messages, differing, strict=True), first + 1):
             with st.container(gap="xsmall"):
                 _beside(view, turn, message, f"{number}/{len(turn.versions)}", words)
-    if not view.live:
-        with st.container(horizontal=True, vertical_alignment="center", wrap=False, gap="xsmall"):
-            st.caption("The chat goes on with the chosen version.", width="stretch")
+    with st.container(horizontal=True, vertical_alignment="center", wrap=False, gap="xsmall"):
+        st.caption("The chat goes on with the chosen version.", width="stretch")
+        if not view.live:
             _beside_button(view, "Show one version at a time", ":material/crop_portrait:")
             _actions(view, turn, is_last=True)
 

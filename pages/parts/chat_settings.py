@@ -186,7 +186,7 @@ def _token_view(key: str, before: ChatOptions, info: EngineInfo | None) -> int |
         "Alternatives to each token",
         1,
         _MOST_ALTERNATIVES,
-        _seed(name, before.top_logprobs or _ALTERNATIVES),
+        _seed(name, min(before.top_logprobs or _ALTERNATIVES, _MOST_ALTERNATIVES)),
         key=name,
         persist_state="session",
         disabled=not is_on or why_not is not None,
