@@ -144,6 +144,12 @@ def test_a_prompt_is_typed_run_by_key_and_read_in_the_matrix(page):
     assert "x=" in page.url
     page.reload()
     expect(cells(page).first).to_contain_text("sky blue?")
+    page.get_by_role("button", name="New", exact=True).click()
+    expect(page.get_by_text("New comparison")).to_be_visible()
+    page.get_by_role("button", name="Saved").click()
+    page.get_by_role("button", name="Why is the sky blue?").click()
+    expect(cells(page).first).to_be_visible()
+    expect(page.get_by_placeholder("Search names")).to_have_count(0)  # the list is closed again
 
 
 def tokens(cell):

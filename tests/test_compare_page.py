@@ -363,7 +363,7 @@ def test_many_answers_are_shown_page_by_page(app):
 def test_scores_say_what_is_shown_and_what_is_not(app):
     open_comparison(app, start(("One?", "Two?")))
     look(app, "scores")
-    assert "no difference shown in any figure" in words(app)
+    assert "no difference shown in the answers" in words(app)
     assert "from 6 prompts on" in app.info[0].value
     frame = app.dataframe[0].value
     assert list(frame["Set"]) == ["set 0", "set 1"] and "output_tokens" in frame

@@ -104,7 +104,9 @@ def _change(view: ComparisonView) -> None:
 
 
 def _saved_menu() -> None:
-    with st.popover("Saved", icon=":material/history:"), st.container(width=_POPOVER_PIXELS):
+    # a popover of its own for each comparison: what was open closes when another one is chosen in it
+    menu = st.popover("Saved", icon=":material/history:", key=f"compare:saved:{st.session_state[_CURRENT]}")
+    with menu, st.container(width=_POPOVER_PIXELS):
         search = st.text_input(
             "Search", key="compare:search", placeholder="Search names, prompts and sets",
             icon=":material/search:", label_visibility="collapsed",
@@ -125,7 +127,8 @@ def _saved_menu() -> None:
 
 
 def _import_menu() -> None:
-    with st.popover("Open a file", icon=":material/upload_file:"), st.container(width=_POPOVER_PIXELS):
+    menu = st.popover("Open a file", icon=":material/upload_file:", key=f"{draft.key()}:open")
+    with menu, st.container(width=_POPOVER_PIXELS):
         uploaded = st.file_uploader(
             "A specification", type=["json"], key="compare:import",
             help="A JSON file that was exported here, or written for python -m core compare.",

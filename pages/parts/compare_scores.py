@@ -66,7 +66,7 @@ def _words(view: ComparisonView, scores: Scores) -> None:
         if place == scores.baseline:
             continue
         shown, rest = verdicts(scores, place)
-        words = ", ".join(shown) if shown else "no difference shown in any figure"
+        words = ", ".join(shown) if shown else "no difference shown in the answers"
         others = f"; no difference shown in {rest} others" if shown and rest else ""
         lines.append(f"- **{plain_text(one.name)}** against {against}: {plain_text(words + others)}.")
     st.markdown("\n".join(lines))
