@@ -171,7 +171,7 @@ def test_nothing_moves_while_an_answer_grows_and_when_it_ends(visit, long_chat):
     page = visit(long_chat(10))  # one line: more of them push down what is below, as they should
     ask(page, "Please write slowly")
     expect(answer(page).get_by_text(re.compile(r"^TTFT .* \d+ tokens"))).to_be_visible()
-    before, height = places(page), answer(page).bounding_box()["height"]
+    before = places(page)
     seen = {before}
     while stop(page).is_visible():
         seen.add(places(page))
@@ -179,14 +179,25 @@ def test_nothing_moves_while_an_answer_grows_and_when_it_ends(visit, long_chat):
     settled(page)
     expect(answer(page).get_by_text(re.compile("prompt .* tokens"))).to_be_visible()
     assert seen | {places(page)} == {before}
-    assert abs(answer(page).bounding_box()["height"] - height) < 2
 
 
 def places(page):
-    """How far from the top question, answer, figures and the bottom's buttons are, in pixels."""
-    figures = answer(page).get_by_test_id("stCaptionContainer").last
-    shown = page.get_by_test_id("stChatMessage").first, answer(page), figures, bottom(page)
-    return tuple(round(one.bounding_box()["y"]) for one in shown)
+    """From the top, in pixels: the question, the answer and its end, its figures, the bottom's buttons.
+
+    Measured all at once: between two questions to the browser the page may be drawn anew.
+    """
+    return tuple(
+        page.evaluate(
+            """() => {
+                const all = (id, within = document) => [...within.querySelectorAll(`[data-testid=${id}]`)];
+                const messages = all("stChatMessage"), answer = messages.at(-1);
+                const figures = all("stCaptionContainer", answer).at(-1);
+                const shown = [messages[0], answer, figures, all("stBottomBlockContainer")[0]];
+                const places = shown.map((one) => Math.round(one.getBoundingClientRect().top));
+                return [...places, Math.round(answer.getBoundingClientRect().bottom)];
+            }"""
+        )
+    )
 
 
 def test_stop_ends_ones_own_answer_only(visit, long_chat):
