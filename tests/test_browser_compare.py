@@ -145,7 +145,7 @@ def test_a_prompt_is_typed_run_by_key_and_read_in_the_matrix(page):
     page.reload()
     expect(cells(page).first).to_contain_text("sky blue?")
     page.get_by_role("button", name="New", exact=True).click()
-    expect(page.get_by_text("New comparison")).to_be_visible()
+    expect(page.get_by_text("Say what is asked")).to_be_visible()
     page.get_by_role("button", name="Saved").click()
     page.get_by_role("button", name="Why is the sky blue?").click()
     expect(cells(page).first).to_be_visible()
