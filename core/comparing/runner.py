@@ -329,12 +329,17 @@ async def _saved_together() -> None:
 
 
 def _places(spec: ComparisonSpec) -> list[Place]:
-    """All cells, in the order they are asked: a prompt's sets together, which share its prefix."""
+    """All cells, in the order they are asked: a prompt's sets together, which share its prefix.
+
+    Each time another set begins: the first reads the prompt for the others, and waits for its
+    first token longer than they do.
+    """
+    sets = len(spec.sets)
     return [
-        Place(prompt, one, sample)
+        Place(prompt, (prompt + sample + turn) % sets, sample)
         for prompt in range(len(spec.prompts))
         for sample in range(len(spec.seeds))
-        for one in range(len(spec.sets))
+        for turn in range(sets)
     ]
 
 
