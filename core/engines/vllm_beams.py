@@ -31,7 +31,8 @@ class Paths:
     """Ends a search as soon as no path can come out before the best one that has ended.
 
     vLLM goes on until max_tokens, with a model that has said all after ten. To end it, the next step's
-    requests are answered as if they had been aborted, and vLLM takes stock: nothing else changes.
+    requests are answered as if they had been aborted, and vLLM takes stock: nothing else changes. (0.26
+    does not look for that; it finds no candidates, and drops the paths that can't win any more.)
     """
 
     def __init__(self, generate: Generate, asked: Any, prompt_tokens: int, end_id: int | None) -> None:
@@ -50,7 +51,7 @@ class Paths:
             self._sums = {kept: total for kept, total in self._sums.items() if len(kept) == len(path)}
             self._ended = self._best_to_come(path) <= self._best
         if self._ended:
-            yield SimpleNamespace(outputs=[SimpleNamespace(finish_reason="abort")])
+            yield SimpleNamespace(outputs=[SimpleNamespace(finish_reason="abort", logprobs=None)])
             return
         async with contextlib.aclosing(self._generate(prompt, params, name)) as outputs:
             async for output in outputs:
@@ -86,15 +87,18 @@ async def search(engine: Any, generate: Generate, request: Request, ids: list[in
     from vllm.sampling_params import BeamSearchParams
 
     params = request.params
+    skip = params.get("skip_special_tokens", True)
+    knows_special = "skip_special_tokens" in BeamSearchParams.__struct_fields__
     asked = BeamSearchParams(
         beam_width=params["beam_width"],
         max_tokens=min(params.get("max_tokens", sampling.BY_NAME["max_tokens"].default), room),
         ignore_eos=params.get("ignore_eos", False),
         length_penalty=params.get("length_penalty", 1.0),
         include_stop_str_in_output=params.get("include_stop_str_in_output", False),
-        skip_special_tokens=params.get("skip_special_tokens", True),
+        **({"skip_special_tokens": skip} if knows_special else {}),
     )
-    paths = Paths(generate, asked, len(ids), engine.renderer.get_tokenizer().eos_token_id)
+    tokenizer = engine.renderer.get_tokenizer()
+    paths = Paths(generate, asked, len(ids), tokenizer.eos_token_id)
 
     class Search(BeamSearchOnlineMixin):
         renderer = engine.renderer
@@ -102,6 +106,8 @@ async def search(engine: Any, generate: Generate, request: Request, ids: list[in
 
     (output,) = [each async for each in Search().beam_search(tokens_input(ids), request.id, asked)]
     best = output.outputs[0]
+    if not knows_special:  # 0.26 writes them into the text
+        best.text = tokenizer.decode(best.token_ids, skip_special_tokens=skip)
     if params.get("logprobs") is None and request.top_logprobs is None:
         best.cumulative_logprob = None
     output.outputs = [best]
