@@ -18,7 +18,8 @@ CPU_BLOCK_TOKENS = 32
 _GIB = 1 << 30
 _CPU_ENGINE_BYTES = int(2.5 * _GIB)
 _CPU_SLOTS = 256
-_CPU_BATCHED_TOKENS = 2048
+_CPU_PROMPT_TOKENS = 320
+"""Tokens of prompts that a step may read beside the answers: what a chat waits for when it comes."""
 _TOKENS_PER_SLOT = 1024
 _LEAST_CONTEXT = 512
 _BIG_GPU_BYTES = 70 * _GIB
@@ -114,7 +115,9 @@ def _choose_cpu(spec: EngineSpec, model: ModelFacts, device: DeviceFacts) -> Cho
         )
     arguments = {
         "max_num_seqs": slots + CHAT_SLOTS,
-        "max_num_batched_tokens": max(spec.max_num_batched_tokens or _CPU_BATCHED_TOKENS, slots + CHAT_SLOTS),
+        "max_num_batched_tokens": slots + CHAT_SLOTS + _CPU_PROMPT_TOKENS
+        if spec.max_num_batched_tokens is None
+        else max(spec.max_num_batched_tokens, slots + CHAT_SLOTS),
         "max_model_len": context,
         "kv_cache_memory_bytes": cache,
         "block_size": CPU_BLOCK_TOKENS,
