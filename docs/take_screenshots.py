@@ -48,10 +48,23 @@ def home(page: Page, folder: Path, url: str) -> None:
 
 def chat(page: Page, folder: Path, url: str) -> None:
     page.goto(f"{url}/chat")
-    page.get_by_placeholder("Write a message").fill("Name three rivers of Europe, one line each.")
-    page.keyboard.press("Enter")
-    page.get_by_role("button", name="Regenerate").wait_for(timeout=WAIT_MS)
+    ask(page, "Name three rivers of Europe, one line each.", answers=1)
     shoot(page, folder, "chat")
+    page.get_by_test_id("stBottomBlockContainer").get_by_role("button", name="Settings").click()
+    page.get_by_role("tab", name="Answers").click()
+    page.get_by_text("Token view", exact=True).click()
+    settle(page)
+    page.keyboard.press("Escape")
+    ask(page, "Which of them is the longest?", answers=2)
+    page.locator(".token").nth(4).click()
+    shoot(page, folder, "chat-tokens")
+
+
+def ask(page: Page, text: str, *, answers: int) -> None:
+    page.get_by_placeholder("Write a message").fill(text)
+    page.keyboard.press("Enter")
+    page.get_by_text("TTFT").nth(answers - 1).wait_for(timeout=WAIT_MS)
+    page.get_by_role("button", name="Stop").wait_for(state="detached", timeout=WAIT_MS)
 
 
 def compare(page: Page, folder: Path, url: str) -> None:
