@@ -64,7 +64,8 @@ def ask(page: Page, text: str, *, answers: int) -> None:
     page.get_by_placeholder("Write a message").fill(text)
     page.keyboard.press("Enter")
     page.get_by_text("TTFT").nth(answers - 1).wait_for(timeout=WAIT_MS)
-    page.get_by_role("button", name="Stop").wait_for(state="detached", timeout=WAIT_MS)
+    stop = page.get_by_test_id("stBottomBlockContainer").get_by_role("button", name="Stop")
+    stop.wait_for(state="detached", timeout=WAIT_MS)
 
 
 def compare(page: Page, folder: Path, url: str) -> None:
