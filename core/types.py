@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime as dt
 import enum
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -9,8 +10,6 @@ from typing import Any, Literal
 
 Role = Literal["system", "user", "assistant"]
 FinishReason = Literal["stop", "length", "abort"]
-Prompt = str | Sequence[int]
-"""Text for the engine to tokenize, or token ids that are sent as they are."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,6 +21,27 @@ class Message:
 
     def as_dict(self) -> dict[str, str]:
         return {"role": self.role, "content": self.content}
+
+
+@dataclass(frozen=True, slots=True)
+class ChatPrompt:
+    """A conversation that the engine itself puts into the model's form: for engines without "tokens"."""
+
+    messages: tuple[Message, ...]
+    options: Mapping[str, Any] = field(default_factory=dict)
+
+
+Prompt = str | Sequence[int] | ChatPrompt
+"""Text for the engine to tokenize, token ids that are sent as they are, or a conversation."""
+
+
+@dataclass(frozen=True, slots=True)
+class LoraAdapter:
+    """A registered LoRA adapter. `folder` holds adapter_config.json; `number` (from 1) is vLLM's own id."""
+
+    name: str
+    folder: str
+    number: int
 
 
 class Priority(enum.IntEnum):
@@ -38,6 +58,7 @@ class Request:
     """One generation. `params` holds names of `core.sampling`, validated there.
 
     With `top_logprobs`, the answer comes with its tokens, each with that many alternatives.
+    `adapter`: the LoRA adapter that answers, None for the model itself.
     """
 
     id: str
@@ -45,6 +66,7 @@ class Request:
     params: Mapping[str, Any] = field(default_factory=dict)
     priority: Priority = Priority.CHAT
     top_logprobs: int | None = None
+    adapter: LoraAdapter | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -146,8 +168,19 @@ class Completion:
     logprobs: tuple[TokenLogprob, ...] = ()
 
 
-Feature = Literal["beam_search", "top_logprobs", "distribution"]
-EngineName = Literal["vllm", "scripted"]
+Feature = Literal[
+    "tokens",  # encode, decode and pieces: the tokens that the model itself reads
+    "chat_options",  # further variables of the chat template
+    "completion",  # plain text, without a chat template
+    "structured_outputs",
+    "score",
+    "beam_search",
+    "top_logprobs",
+    "distribution",
+    "adapters",
+]
+EngineName = Literal["vllm", "transformers", "llamacpp", "openai", "scripted"]
+Hub = Literal["huggingface", "modelscope"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -157,18 +190,36 @@ class EngineSpec:
     Names are vLLM's engine arguments. `kv_cache_memory_bytes` is in bytes,
     `max_model_len` in tokens, `gpu_memory_utilization` a share from 0 to 1.
     `max_num_seqs` is what a batch may fill; the engine gets a few slots more, for chats.
+    `model` is "embedded", a folder, a GGUF file, or a hub's id (`hub` None: whichever has it here);
+    with the engine "openai" the name that the server at `base_url` gives it. A key is never part of it.
     """
 
     engine: EngineName = "vllm"
     model: str = "embedded"
+    hub: Hub | None = None
     revision: str | None = None
+    base_url: str | None = None
     dtype: str = "auto"
+    quantization: str | None = None
     max_model_len: int | None = None
     max_num_seqs: int | None = None
     max_num_batched_tokens: int | None = None
     kv_cache_memory_bytes: int | None = None
+    kv_cache_dtype: str | None = None
     gpu_memory_utilization: float | None = None
     enforce_eager: bool | None = None
+    enable_prefix_caching: bool | None = None
+    enable_chunked_prefill: bool | None = None
+    tensor_parallel_size: int | None = None
+    pipeline_parallel_size: int | None = None
+    data_parallel_size: int | None = None
+    distributed_executor_backend: str | None = None
+    enable_lora: bool | None = None
+    max_loras: int | None = None
+    max_lora_rank: int | None = None
+    max_cpu_loras: int | None = None
+    speculative_config: Mapping[str, Any] | None = None
+    trust_remote_code: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -177,7 +228,8 @@ class EngineInfo:
 
     `model` is the name to show, `batch_slots` the requests a batch may keep in
     flight, `kv_cache_tokens` the tokens that fit the KV cache (None if unknown). `cannot` says
-    of each feature that this engine lacks why.
+    of each feature that this engine lacks why, `cannot_params` of each sampling parameter.
+    `weights_bytes`: memory of the weights as the engine reports it, None where it doesn't.
     """
 
     model: str
@@ -195,6 +247,20 @@ class EngineInfo:
     settings: Mapping[str, Any]
     load_s: float
     cannot: Mapping[Feature, str] = field(default_factory=dict)
+    cannot_params: Mapping[str, str] = field(default_factory=dict)
+    weights_bytes: int | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MemoryReading:
+    """Memory in use before and after a load or an unload: of all GPUs where there are some, else RAM."""
+
+    at: dt.datetime
+    event: Literal["load", "unload"]
+    model: str
+    device: Literal["GPU", "RAM"]
+    before_bytes: int
+    after_bytes: int
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -27,7 +27,8 @@ class Engine(Protocol):
     """One loaded model.
 
     The coroutines run on the runtime's loop. `encode`, `decode`, `render_chat`
-    and `stats` are plain calls, safe from any thread.
+    and `stats` are plain calls, safe from any thread. Callers ask `info.cannot` and
+    `info.cannot_params` what it can do, never which engine it is; what it can't, it refuses.
     """
 
     spec: EngineSpec
