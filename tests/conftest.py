@@ -8,9 +8,11 @@ from typing import Any
 
 import pytest
 import streamlit as st
+from playwright.sync_api import Browser, sync_playwright
 from streamlit.runtime.pages_manager import PagesManager
 
 from core import embedded
+from core.bootstrap import find_browser
 from core.runtime import Runtime
 from core.settings import Settings, load_settings
 from core.store import Store
@@ -85,6 +87,15 @@ def workspace(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> Iterator[S
     yield settings
     session.close()
     st.cache_resource.clear()
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Browser]:
+    """Chromium. For one module: its event loop is this thread's, and other tests have their own."""
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=find_browser(), args=["--no-sandbox"])
+        yield browser
+        browser.close()
 
 
 @pytest.fixture(scope="session")

@@ -2,24 +2,14 @@
 
 import csv
 import json
-import os
 import re
 import shlex
-import signal
-import socket
-import subprocess
-import sys
 import time
-import urllib.request
-from pathlib import Path
 
-import psutil
 import pytest
-from playwright.sync_api import Page, expect, sync_playwright
+from playwright.sync_api import Page, expect
+from served import served
 
-from core.bootstrap import find_browser
-
-ROOT = Path(__file__).parents[1]
 ROWS = 160
 pytestmark = [pytest.mark.engine, pytest.mark.browser]
 
@@ -30,54 +20,8 @@ def app(embedded_model, tmp_path_factory):
     home = tmp_path_factory.mktemp("browser-home")
     (home / "models").mkdir()
     (home / "models" / embedded_model.name).symlink_to(embedded_model)
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    log = (home / "app.log").open("w")
-    process = subprocess.Popen(
-        [sys.executable, "-m", "streamlit", "run", "Home.py", f"--server.port={port}"],
-        cwd=ROOT,
-        env={**os.environ, "WORKBENCH_HOME": str(home), "WORKBENCH_KV_CACHE_MEMORY_BYTES": str(400 << 20),
-             "WORKBENCH_MAX_NUM_SEQS": "32"},
-        stdout=log,
-        stderr=subprocess.STDOUT,
-    )  # fmt: skip
-    address = f"http://127.0.0.1:{port}"
-    try:
-        wait_until_served(f"{address}/_stcore/health", process)
+    with served(home, kv_cache_memory_bytes=400 << 20, max_num_seqs=32) as address:
         yield address
-        children = psutil.Process(process.pid).children(recursive=True)
-        process.send_signal(signal.SIGINT)
-        process.wait(30)
-        gone, alive = psutil.wait_procs(children, timeout=15)
-        assert not alive, f"left behind: {alive}"
-        assert gone
-    finally:
-        process.kill()
-        process.wait(10)
-        log.close()
-    assert "Traceback" not in (home / "app.log").read_text()
-
-
-def wait_until_served(address, process):
-    deadline = time.monotonic() + 60
-    while time.monotonic() < deadline:
-        assert process.poll() is None, "the app ended while it started"
-        try:
-            with urllib.request.urlopen(address, timeout=1) as answer:
-                if answer.status == 200:
-                    return
-        except OSError:
-            time.sleep(0.2)
-    raise AssertionError("the app did not come up")
-
-
-@pytest.fixture(scope="module")
-def browser():
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=find_browser(), args=["--no-sandbox"])
-        yield browser
-        browser.close()
 
 
 @pytest.fixture

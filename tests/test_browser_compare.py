@@ -1,22 +1,13 @@
 """The compare page in a real browser, with the scripted engine in an app process of its own."""
 
 import json
-import os
 import re
-import signal
-import socket
-import subprocess
-import sys
 import time
-import urllib.request
-from pathlib import Path
 
 import pytest
-from playwright.sync_api import Page, expect, sync_playwright
+from playwright.sync_api import Page, expect
+from served import served
 
-from core.bootstrap import find_browser
-
-ROOT = Path(__file__).parents[1]
 HOSTILE = "Say <img src=x onerror=alert(1)> and ![x](http://example.com/x.png)"
 pytestmark = pytest.mark.browser
 
@@ -25,49 +16,8 @@ pytestmark = pytest.mark.browser
 def app(tmp_path_factory):
     """The workbench with the scripted engine, 20 tokens a second; gives its address."""
     home = tmp_path_factory.mktemp("compare-browser-home")
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    log = (home / "app.log").open("w")
-    process = subprocess.Popen(
-        [sys.executable, "-m", "streamlit", "run", "Home.py", f"--server.port={port}"],
-        cwd=ROOT,
-        env={**os.environ, "WORKBENCH_HOME": str(home), "WORKBENCH_ENGINE": "scripted",
-             "WORKBENCH_SCRIPTED_TOKENS_PER_S": "20"},
-        stdout=log,
-        stderr=subprocess.STDOUT,
-    )  # fmt: skip
-    try:
-        wait_until_served(f"http://127.0.0.1:{port}/_stcore/health", process)
-        yield f"http://127.0.0.1:{port}"
-        process.send_signal(signal.SIGINT)
-        process.wait(30)
-    finally:
-        process.kill()
-        process.wait(10)
-        log.close()
-    assert "Traceback" not in (home / "app.log").read_text()
-
-
-def wait_until_served(address, process):
-    deadline = time.monotonic() + 60
-    while time.monotonic() < deadline:
-        assert process.poll() is None, "the app ended while it started"
-        try:
-            with urllib.request.urlopen(address, timeout=1) as answer:
-                if answer.status == 200:
-                    return
-        except OSError:
-            time.sleep(0.2)
-    raise AssertionError("the app did not come up")
-
-
-@pytest.fixture(scope="module")
-def browser():
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=find_browser(), args=["--no-sandbox"])
-        yield browser
-        browser.close()
+    with served(home, engine="scripted", scripted_tokens_per_s=20) as address:
+        yield address
 
 
 @pytest.fixture

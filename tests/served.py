@@ -1,0 +1,63 @@
+"""The workbench as a user starts it, in a process and a workspace of its own."""
+
+import contextlib
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+from pathlib import Path
+
+import psutil
+
+ROOT = Path(__file__).parents[1]
+
+
+@contextlib.contextmanager
+def served(home, **settings):
+    """Give the address of an app on the workspace `home`.
+
+    `settings` are WORKBENCH_ variables, in small letters. It ends by Ctrl-C, and must leave
+    no process behind and no traceback in its log.
+    """
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    variables = {f"WORKBENCH_{name.upper()}": str(value) for name, value in settings.items()}
+    log = (home / "app.log").open("w")
+    process = subprocess.Popen(
+        [sys.executable, "-m", "streamlit", "run", "Home.py", f"--server.port={port}"],
+        cwd=ROOT,
+        env={**os.environ, "WORKBENCH_HOME": str(home), **variables},
+        stdout=log,
+        stderr=subprocess.STDOUT,
+    )
+    address = f"http://127.0.0.1:{port}"
+    try:
+        _wait_until_served(f"{address}/_stcore/health", process)
+        yield address
+        children = psutil.Process(process.pid).children(recursive=True)
+        process.send_signal(signal.SIGINT)
+        process.wait(30)
+        _, alive = psutil.wait_procs(children, timeout=15)
+        assert not alive, f"left behind: {alive}"
+    finally:
+        process.kill()
+        process.wait(10)
+        log.close()
+    assert "Traceback" not in (home / "app.log").read_text()
+
+
+def _wait_until_served(address, process):
+    deadline = time.monotonic() + 60
+    while time.monotonic() < deadline:
+        assert process.poll() is None, "the app ended while it started"
+        try:
+            with urllib.request.urlopen(address, timeout=1) as answer:
+                if answer.status == 200:
+                    return
+        except OSError:
+            time.sleep(0.2)
+    raise AssertionError("the app did not come up")
