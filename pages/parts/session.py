@@ -21,6 +21,7 @@ from core.errors import WorkbenchError
 from core.presets import Presets
 from core.prompt_styles import Wrappers
 from core.runtime import Runtime
+from core.secrets import Secrets
 from core.store import Store
 
 if TYPE_CHECKING:
@@ -71,6 +72,11 @@ def wrappers() -> Wrappers:
 
 
 @st.cache_resource(show_spinner=False)
+def secrets() -> Secrets:
+    return Secrets(runtime().settings)
+
+
+@st.cache_resource(show_spinner=False)
 def jobs() -> Jobs:
     from core.jobs import Jobs
 
@@ -85,7 +91,7 @@ def close() -> None:
     for name in _CLOSE_ORDER:
         if name in opened:
             opened.pop(name).close()
-    for cached in (runtime, store, chats, comparisons, presets, wrappers, jobs):
+    for cached in (runtime, store, chats, comparisons, presets, wrappers, secrets, jobs):
         cached.clear()
 
 
