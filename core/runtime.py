@@ -19,6 +19,7 @@ from dataclasses import dataclass, replace
 from multiprocessing import resource_tracker
 from typing import Any, TypeVar
 
+from core.engines import choice
 from core.engines.base import Engine
 from core.engines.engine_log import EngineLog, stage_of
 from core.engines.guard import Guard
@@ -87,8 +88,9 @@ class Runtime:
     def default_spec(self) -> EngineSpec:
         """The spec that the settings ask for."""
         settings = self.settings
+        engine = settings.engine if settings.engine != "auto" else choice.suggest(settings.model)
         return EngineSpec(
-            engine=settings.engine,
+            engine=engine,
             model=settings.model,
             max_model_len=settings.max_model_len,
             max_num_seqs=settings.max_num_seqs,
@@ -278,23 +280,14 @@ class Runtime:
         """Make the engine; blocks for as long as that takes."""
         report = lambda stage: self._report(generation, stage)  # noqa: E731
         report("Preparing the engine")
-        if spec.engine == "scripted":
-            from core.engines.scripted import ScriptedEngine
-
-            return ScriptedEngine(spec, tokens_per_s=self.settings.scripted_tokens_per_s)
-        if spec.engine != "vllm":
-            raise EngineUnavailable(f"There is no engine {spec.engine!r}.", hint="Use vllm or scripted.")
-        from core.engines import vllm
-
+        load = choice.loader(spec.engine)
         self._guard.begin()
         with self._changed:
             if generation != self._generation:
                 raise _Superseded
             self._building = True
         try:
-            return vllm.load(
-                spec, self.settings, report=report, log=self._log, guard=self._guard, run=self.run
-            )
+            return load(spec, self.settings, report=report, log=self._log, guard=self._guard, run=self.run)
         finally:
             self._building = False
 

@@ -29,7 +29,11 @@ class Settings(BaseSettings):
     tables_dir: Path | None = Field(
         default=None, description="Folder of this server whose tables may be picked on the batch page."
     )
-    engine: str = Field(default="vllm", description="Engine that is loaded at start: vllm or scripted.")
+    engine: str = Field(
+        default="auto",
+        description="Engine that is loaded at start: auto (vLLM, or the first that can run here), vllm, "
+        "transformers, llamacpp, openai or scripted.",
+    )
     model: str = Field(
         default="embedded",
         description="Model that is loaded at start: 'embedded', a folder, or a Hugging Face id.",

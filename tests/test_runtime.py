@@ -118,7 +118,7 @@ def test_failed_load_says_why_and_another_can_follow(settings: Settings) -> None
     status = runtime.status()
     assert (status.phase, str(status.error)) == (
         "failed",
-        "There is no engine 'abacus'. Use vllm or scripted.",
+        "There is no engine 'abacus'. Use one of vllm, transformers, llamacpp, openai, scripted.",
     )
     with pytest.raises(EngineNotReady, match="abacus"):
         _ = runtime.engine

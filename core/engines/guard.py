@@ -33,27 +33,19 @@ class Guard:
         self._lock = threading.Lock()
         self._strangers: set[int | None] = set()
         self._known: dict[int, psutil.Process] = {}
+        self._begun = False
         self._process: subprocess.Popen[str] | None = None
 
     def begin(self) -> None:
         """Children that exist now are not the engine's."""
         with self._lock:
             self._strangers = {child.pid for child in multiprocessing.active_children()}
-            if self._process is None:
-                self._process = subprocess.Popen(
-                    # -P: this file's folder has modules with the names of packages
-                    [sys.executable, "-P", __file__],
-                    stdin=subprocess.PIPE,
-                    stdout=subprocess.DEVNULL,
-                    stderr=subprocess.DEVNULL,
-                    text=True,
-                    start_new_session=True,
-                )
+            self._begun = True
 
     def adopt(self) -> None:
         """Find the engine's new processes and put them under guard."""
         with self._lock:
-            if self._process is None:
+            if not self._begun:
                 return
             for child in multiprocessing.active_children():
                 if child.pid is not None and child.pid not in self._strangers:
@@ -85,6 +77,7 @@ class Guard:
         """End the guard process; it ends the engine's processes first if there are any left."""
         with self._lock:
             process, self._process = self._process, None
+            self._begun = False
         if process is None or process.stdin is None:
             return
         with contextlib.suppress(BrokenPipeError):  # somebody ended the guard: nothing to close
@@ -96,8 +89,17 @@ class Guard:
             process.wait()
 
     def _tell(self, operation: str, pid: int) -> None:
-        if self._process is None or self._process.stdin is None:
-            return
+        """Start the guard process with the first process that it has to know: not every engine has one."""
+        if self._process is None:
+            self._process = subprocess.Popen(
+                # -P: this file's folder has modules with the names of packages
+                [sys.executable, "-P", __file__],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.DEVNULL,
+                stderr=subprocess.DEVNULL,
+                text=True,
+                start_new_session=True,
+            )
         with contextlib.suppress(BrokenPipeError):  # without its guard, the engine still works
             self._process.stdin.write(f"{operation} {pid}\n")
             self._process.stdin.flush()

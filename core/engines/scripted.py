@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any
 from core.engines import scripted_answers, scripted_tokens
 from core.engines.scripted_tokens import TOKEN
 from core.errors import RequestRejected, TemplateError
+from core.settings import Settings
 from core.types import (
     Completion,
     Delta,
@@ -48,6 +49,11 @@ _CHAT_TEMPLATE = """\
 {% endfor %}{% if add_generation_prompt is not defined or add_generation_prompt %}<assistant>
 {% if enable_thinking is defined and not enable_thinking %}<no-thinking>
 {% endif %}{% endif %}"""
+
+
+def load(spec: EngineSpec, settings: Settings, **_runtime: Any) -> ScriptedEngine:
+    """Without a model there is nothing to wait for, to log or to guard."""
+    return ScriptedEngine(spec, tokens_per_s=settings.scripted_tokens_per_s)
 
 
 class ScriptedEngine:
