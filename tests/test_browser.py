@@ -150,6 +150,7 @@ def ask_for_choices(page):
     template.fill("{% if review %}{{ review }} Was it good or bad?{% endif %}")
     template.press("Control+Enter")
     expect(page.get_by_text("Film 0 was bad, said everybody. Was it good or bad?")).to_be_visible()
+    settle(page)
     page.get_by_text("Shape of the answers").click()
     page.get_by_role("radio", name="Choices").or_(page.get_by_role("button", name="Choices")).click()
     choices = page.get_by_role("textbox", name="Choices, one a line")

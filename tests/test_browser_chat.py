@@ -80,6 +80,8 @@ def ask(page: Page, text):
 
 
 def answered(page: Page):
+    """Wait for the end of the answer; right after Enter there is neither an answer nor a Stop."""
+    expect(answer(page)).to_contain_text("TTFT")
     expect(message_box(page)).to_be_enabled()
     expect(stop(page)).to_have_count(0)
 

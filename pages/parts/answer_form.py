@@ -111,6 +111,7 @@ def _several(key: str) -> tuple[int, Any]:
         list(_SAMPLES),
         format_func=_SAMPLES.get,
         key=f"{key}:samples",
+        default=st.session_state[f"{key}:samples"],
         required=True,
         disabled=n == 1,
         persist_state="session",
@@ -167,6 +168,7 @@ def _overflow(key: str) -> OverflowSpec:
         list(_OVERFLOWS),
         format_func=_OVERFLOWS.get,
         key=f"{key}:overflow",
+        index=list(_OVERFLOWS).index(st.session_state[f"{key}:overflow"]),
         help="What is cut is the last user message; how much is kept with the row.",
         persist_state="session",
     )

@@ -43,6 +43,7 @@ def prompt_form(run: Run, info: tables.TableInfo, initial: Instructions) -> dict
         list(_MODES),
         format_func=_MODES.get,
         key=f"{key}:mode",
+        default=st.session_state[f"{key}:mode"],
         required=True,
         persist_state="session",
     )

@@ -63,6 +63,7 @@ def structured_form(
         list(_KINDS),
         format_func=_KINDS.get,
         key=f"{key}:kind",
+        default=state[f"{key}:kind"],
         required=True,
         on_change=_carry_over,
         args=(key,),
