@@ -20,7 +20,12 @@ HEAVY = {
         "core/engines/vllm_stats.py",
     },
     "torch": {"core/embedded.py"},
-    "transformers": {"core/engines/vllm_start.py", "core/engines/vllm_models.py", "core/embedded.py"},
+    "transformers": {
+        "core/engines/vllm_start.py",
+        "core/engines/vllm_models.py",
+        "core/engines/tokenizer.py",
+        "core/embedded.py",
+    },
 }
 PURE = {
     "core/sampling.py",

@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 
 from core.engines.scripted import ScriptedEngine
-from core.engines.vllm_models import LocalModel, Tokenizer
+from core.engines.tokenizer import Tokenizer
 from core.errors import RequestRejected
 from core.inspector import inspect
 from core.prompt_styles import ALPACA, with_stops
@@ -60,7 +60,7 @@ def test_what_did_not_fit_and_what_is_left_for_the_answer_is_told():
 @pytest.mark.engine
 def test_chatml_is_what_a_model_trained_on_it_reads(embedded_model):
     """SmolLM2's own template is ChatML; its marks are control tokens, so the stop needs its id."""
-    tokenizer = Tokenizer(LocalModel("embedded", embedded_model, None))
+    tokenizer = Tokenizer("embedded", embedded_model)
     made = engine()
     for name in ("encode", "pieces", "render_chat", "chat_template"):
         setattr(made, name, getattr(tokenizer, name))

@@ -21,11 +21,14 @@ from typing import TYPE_CHECKING, Any
 
 from core.engines import vllm_beams, vllm_scoring
 from core.engines.base import Report
+from core.engines.chat_prompts import chat_text
+from core.engines.children import environment, main_replaced
 from core.engines.engine_log import EngineLog, cause_in
 from core.engines.guard import Guard
+from core.engines.tokenizer import Tokenizer
 from core.engines.vllm_distribution import Question
 from core.engines.vllm_info import describe, end_ids
-from core.engines.vllm_models import Tokenizer, locate, read_facts
+from core.engines.vllm_models import locate, read_facts
 from core.engines.vllm_params import (
     MOST_SCORED_TOKENS,
     canonical,
@@ -39,13 +42,11 @@ from core.engines.vllm_params import (
 from core.engines.vllm_settings import choose
 from core.engines.vllm_start import (
     child_environment,
-    environment,
     error_types,
     explain,
     find_device,
     import_vllm,
     lasting_environment,
-    main_replaced,
     start,
 )
 from core.engines.vllm_stats import Counters, stat_logger
@@ -54,6 +55,7 @@ from core.engines.vllm_turns import Turns
 from core.errors import EngineDied, EngineUnavailable, RequestRejected
 from core.settings import Settings
 from core.types import (
+    ChatPrompt,
     Completion,
     Delta,
     EngineInfo,
@@ -101,7 +103,7 @@ def load(
     report("Importing vLLM")
     import_vllm()
     facts = read_facts(model, spec.dtype)
-    tokenizer = Tokenizer(model)
+    tokenizer = Tokenizer(model.name, model.folder)
     device = find_device()
     choice = choose(spec, facts, device)
     counters = Counters()
@@ -325,12 +327,15 @@ class VllmEngine:
                 finish_reason(output.outputs[0])
 
     async def _prompt_ids(self, request: Request) -> list[int]:
-        if not isinstance(request.prompt, str):
-            ids = list(request.prompt)
-        elif len(request.prompt) > _LONG_TEXT:
-            ids = await asyncio.to_thread(self._tokenizer.encode_prompt, request.prompt)
+        prompt = request.prompt
+        if isinstance(prompt, ChatPrompt):
+            ids = await asyncio.to_thread(self._chat_ids, prompt)
+        elif not isinstance(prompt, str):
+            ids = list(prompt)
+        elif len(prompt) > _LONG_TEXT:
+            ids = await asyncio.to_thread(self._tokenizer.encode_prompt, prompt)
         else:
-            ids = self._tokenizer.encode_prompt(request.prompt)
+            ids = self._tokenizer.encode_prompt(prompt)
         if not ids:
             raise RequestRejected("The prompt is empty.", hint="Write something.")
         limit = self.info.max_model_len
@@ -340,6 +345,10 @@ class VllmEngine:
                 hint="Shorten the prompt.",
             )
         return ids
+
+    def _chat_ids(self, prompt: ChatPrompt) -> list[int]:
+        text, add_special_tokens = chat_text(prompt, self)
+        return self.encode([text], add_special_tokens=add_special_tokens)[0]
 
     def encode(self, texts: Sequence[str], *, add_special_tokens: bool = False) -> list[list[int]]:
         return self._tokenizer.encode(texts, add_special_tokens=add_special_tokens)

@@ -7,7 +7,8 @@ import time
 from typing import Any
 
 from core.engines import vllm_beams
-from core.engines.vllm_models import LocalModel, Tokenizer, read_generation_config
+from core.engines.tokenizer import Tokenizer
+from core.engines.vllm_models import LocalModel, read_generation_config
 from core.engines.vllm_settings import Choice, DeviceFacts, ModelFacts
 from core.types import EngineInfo
 

@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-import contextlib
 import functools
-import multiprocessing.spawn
 import os
 import platform
 import re
-import sys
-import threading
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from core.engines.children import OFFLINE, faster_libraries
 from core.engines.engine_log import cause_in
 from core.engines.vllm_models import LocalModel
 from core.engines.vllm_settings import Choice, DeviceFacts
@@ -100,7 +97,7 @@ def lasting_environment() -> dict[str, str]:
 
 def child_environment(device: DeviceFacts, *, eager: bool = False) -> dict[str, str]:
     """For the engine's processes: the model is in a folder by now, so they need no network."""
-    variables = {"HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1"}
+    variables = dict(OFFLINE)
     # A worker has nothing to save. With vLLM's 5 s of patience, one on a busy machine outlasts the
     # end of its core, which is then killed and leaks its shared memory.
     variables["VLLM_WORKER_SHUTDOWN_TIMEOUT_SECONDS"] = "2"
@@ -111,62 +108,8 @@ def child_environment(device: DeviceFacts, *, eager: bool = False) -> dict[str, 
             # Else the first request for a log-probability has vLLM compile one small function, and
             # everybody waits: 14 s on a new machine, 2 s after each load. It runs as fast without.
             variables["TORCHDYNAMO_DISABLE"] = os.environ.get("TORCHDYNAMO_DISABLE", "1")
-        preload = [os.environ["LD_PRELOAD"]] if os.environ.get("LD_PRELOAD") else []
-        preload += [str(path) for path in (_find_openmp(), _find_allocator()) if path]
-        if preload:
-            variables["LD_PRELOAD"] = ":".join(preload)
+        variables |= faster_libraries()
     return variables
-
-
-def _find_openmp() -> Path | None:
-    path = Path(sys.prefix) / "lib" / "libiomp5.so"
-    return path if path.is_file() else None
-
-
-def _find_allocator() -> Path | None:
-    for folder in ("/usr/lib/x86_64-linux-gnu", "/usr/lib/aarch64-linux-gnu", "/usr/lib64", "/usr/lib"):
-        for path in sorted(Path(folder).glob("libtcmalloc_minimal.so*")):
-            return path
-    return None
-
-
-@contextlib.contextmanager
-def environment(variables: Mapping[str, str]) -> Iterator[None]:
-    """Set environment variables, and put the old values back."""
-    old = {name: os.environ.get(name) for name in (*variables, "LD_PRELOAD")}
-    os.environ.update(variables)
-    try:
-        yield
-    finally:
-        for name, value in old.items():
-            if value is None:
-                os.environ.pop(name, None)
-            else:
-                os.environ[name] = value
-
-
-@contextlib.contextmanager
-def main_replaced() -> Iterator[None]:
-    """Have multiprocessing run `engine_child` instead of `__main__` in the processes this thread starts.
-
-    `streamlit run` makes the page `__main__`: the engine's processes would run the
-    page, start engines of their own and die. Their own workers follow suit.
-    """
-    original = multiprocessing.spawn.get_preparation_data
-    thread = threading.get_ident()
-
-    def with_our_main(name: str) -> dict[str, Any]:
-        data = original(name)
-        if threading.get_ident() != thread:
-            return data
-        kept = {key: value for key, value in data.items() if not key.startswith("init_main")}
-        return kept | {"init_main_from_name": "core.engines.engine_child"}
-
-    multiprocessing.spawn.get_preparation_data = with_our_main
-    try:
-        yield
-    finally:
-        multiprocessing.spawn.get_preparation_data = original
 
 
 def explain(error: Exception, model: LocalModel, log: tuple[str, ...]) -> EngineError:

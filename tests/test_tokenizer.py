@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from core.engines.vllm_models import LocalModel, Tokenizer
+from core.engines.tokenizer import Tokenizer
 from core.errors import TemplateError
 from core.types import Message
 
@@ -44,7 +44,7 @@ def tokenizer(request: pytest.FixtureRequest, tmp_path: Path) -> Tokenizer:
     template = "{% for m in messages %}{{ m.content }}{% endfor %}{{ mood | default('calm') }}"
     fast = PreTrainedTokenizerFast(tokenizer_object=rust, eos_token="<|end|>", chat_template=template)
     fast.save_pretrained(tmp_path)
-    return Tokenizer(LocalModel("tiny", tmp_path, None))
+    return Tokenizer("tiny", tmp_path)
 
 
 @pytest.mark.parametrize("text", TEXTS)
