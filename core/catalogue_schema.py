@@ -136,6 +136,31 @@ compare_votes = sa.Table(
     sa.Column("details", _Json, nullable=False),
 )
 
+# servers with OpenAI's API; their keys are in `core.secrets`
+endpoints = sa.Table(
+    "endpoints",
+    _metadata,
+    sa.Column("base_url", sa.Text, primary_key=True),
+    sa.Column("name", sa.Text, nullable=False),
+    sa.Column("updated_at", _Utc, nullable=False),
+)
+# LoRA adapters; a number is never used again, as an engine may still know it
+adapters = sa.Table(
+    "adapters",
+    _metadata,
+    sa.Column("number", sa.Integer, primary_key=True),
+    sa.Column("name", sa.Text, nullable=False, unique=True),
+    sa.Column("folder", sa.Text, nullable=False),
+    sa.Column("base", sa.Text, nullable=False),
+    sa.Column("rank", sa.Integer, nullable=False),
+    sa.Column("target_modules", _Json, nullable=False),
+    sa.Column("size_bytes", sa.Integer, nullable=False),
+    sa.Column("added_at", _Utc, nullable=False),
+    sa.Column("source", sa.Text, nullable=False),
+    sa.Column("checked_with", sa.Text),
+    sqlite_autoincrement=True,
+)
+
 
 def create(connection: sa.Connection) -> None:
     """Make the tables, indexes and columns that are not there yet."""

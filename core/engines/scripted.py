@@ -19,10 +19,12 @@ from collections.abc import AsyncIterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from core.engines import scripted_answers, scripted_tokens
+from core.engines.chat_prompts import chat_text
 from core.engines.scripted_tokens import TOKEN
 from core.errors import RequestRejected, TemplateError
 from core.settings import Settings
 from core.types import (
+    ChatPrompt,
     Completion,
     Delta,
     EngineInfo,
@@ -94,7 +96,8 @@ class ScriptedEngine:
         samples = scripted_answers.samples(text, params, self.info.max_model_len - prompt_tokens)
         written = TOKEN.findall(samples[0].text)
         logprobs = () if wanted is None else tuple(scripted_tokens.token_logprobs(written, wanted))
-        cached_tokens = self._cache.add(text if isinstance(request.prompt, str) else request.prompt)
+        is_text = isinstance(request.prompt, str | ChatPrompt)
+        cached_tokens = self._cache.add(text if is_text else request.prompt)
         self._prompt_tokens += prompt_tokens
         first = last = None
         async with contextlib.aclosing(self._write(written, logprobs, "beam_width" in params)) as deltas:
@@ -154,8 +157,9 @@ class ScriptedEngine:
 
     def _read(self, request: Request) -> tuple[str, int]:
         """The prompt's text and its number of tokens. Raises RequestRejected when there are too many."""
-        if isinstance(request.prompt, str):
-            text, tokens = request.prompt, len(TOKEN.findall(request.prompt))
+        if isinstance(request.prompt, str | ChatPrompt):
+            text = request.prompt if isinstance(request.prompt, str) else chat_text(request.prompt, self)[0]
+            tokens = len(TOKEN.findall(text))
         else:
             text, tokens = self.decode(request.prompt), len(request.prompt)
         limit = self.info.max_model_len
