@@ -21,7 +21,7 @@ class ChatOptions:
 
     `style` as `core.prompt_styles`, `template_options` further variables of the chat template,
     `top_logprobs` alternatives kept with each token (None: no token view), `n` answers at once,
-    `reasoning` the parser of `core.reasoning`.
+    `reasoning` the parser of `core.reasoning`, `adapter` the name of the LoRA adapter that answers.
     """
 
     style: str = "chat"
@@ -29,6 +29,7 @@ class ChatOptions:
     top_logprobs: int | None = None
     n: int = 1
     reasoning: str = reasoning.AUTO
+    adapter: str | None = None
 
     def __post_init__(self) -> None:
         """Raises ParameterError."""

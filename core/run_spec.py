@@ -52,6 +52,8 @@ class PromptSpec(Strict):
     answer before is there; `turns_column` holds them as a JSON list instead.
     `examples` come after the system prompt in every row. `param_columns` maps a
     sampling parameter to the column that gives its value for the row.
+    `adapter` names the LoRA adapter that answers (None: the model itself), `adapter_column` the
+    column that names it for the row; an empty cell there takes `adapter`, "base" the model itself.
     """
 
     mode: PromptMode = "template"
@@ -65,6 +67,8 @@ class PromptSpec(Strict):
     turns_column: str | None = None
     examples: tuple[ExampleSpec, ...] = ()
     param_columns: dict[str, str] = Field(default_factory=dict)
+    adapter: str | None = None
+    adapter_column: str | None = None
 
 
 class OverflowSpec(Strict):
@@ -156,6 +160,8 @@ class Instructions:
     turns_column: str | None = None
     examples: tuple[ExampleSpec, ...] = ()
     param_columns: Mapping[str, str] = field(default_factory=dict)
+    adapter: str | None = None
+    adapter_column: str | None = None
     params: Mapping[str, Any] = field(default_factory=dict)
     answer_column: str = "answer"
     overflow: OverflowSpec = field(default_factory=OverflowSpec)

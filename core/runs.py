@@ -301,6 +301,8 @@ def prompt_of(asked: Instructions) -> PromptSpec:
         turns_column=asked.turns_column,
         examples=asked.examples,
         param_columns=dict(asked.param_columns),
+        adapter=asked.adapter,
+        adapter_column=asked.adapter_column,
     )
 
 

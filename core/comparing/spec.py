@@ -32,7 +32,7 @@ PROMPT = "prompt"
 _NAME_CHARACTERS = 60
 _VALUE_CHARACTERS = 24
 _SET_NAME_CHARACTERS = 180
-_TEXT_AXES = ("system", "template", "style")
+_TEXT_AXES = ("system", "template", "style", "adapter")
 
 
 def _messages(value: Any) -> tuple[Message, ...]:
@@ -73,6 +73,7 @@ class SetSpec(Strict):
     `params`: names of `core.sampling`. `system` replaces the prompt's own system message ("": none),
     `template` (Jinja over the prompt's values and `prompt`) its last user message. `style`: how messages
     become a prompt, as `core.prompt_styles` names it; `template_options`: variables of the chat template.
+    `adapter` names the LoRA adapter that answers, None: the model itself.
     """
 
     name: str = Field(min_length=1, max_length=200)
@@ -81,6 +82,7 @@ class SetSpec(Strict):
     template: str | None = None
     style: str = "chat"
     template_options: dict[str, Any] = Field(default_factory=dict)
+    adapter: str | None = None
 
     @field_validator("params")
     @classmethod
@@ -201,7 +203,7 @@ def read_spec(source: str | bytes | Mapping[str, Any]) -> ComparisonSpec:
 def grid(base: SetSpec, axes: Mapping[str, Sequence[Any]]) -> tuple[SetSpec, ...]:
     """A set for every combination of the axes' values, the last axis changing fastest.
 
-    An axis is a sampling parameter, "system", "template" or "style"; a value of None leaves it out.
+    An axis is a sampling parameter, "system", "template", "style" or "adapter"; None leaves it out.
     Names say what differs: "temperature 0.3, top_p 0.8". Raises ParameterError.
     """
     parsed = {name: _axis(name, values) for name, values in axes.items()}

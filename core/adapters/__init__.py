@@ -1,0 +1,1 @@
+"""LoRA adapters: which there are (registry), whether they fit (checks), merged into a model (merging)."""
