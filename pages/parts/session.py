@@ -15,9 +15,12 @@ from typing import TYPE_CHECKING, Any
 
 import streamlit as st
 
+from core.adapters.registry import Adapters
 from core.chat import Chats
 from core.comparing.runner import Comparisons
+from core.endpoints import Endpoints
 from core.errors import WorkbenchError
+from core.models.library import Library
 from core.presets import Presets
 from core.prompt_styles import Wrappers
 from core.runtime import Runtime
@@ -77,6 +80,21 @@ def secrets() -> Secrets:
 
 
 @st.cache_resource(show_spinner=False)
+def adapters() -> Adapters:
+    return Adapters(runtime().settings, store())
+
+
+@st.cache_resource(show_spinner=False)
+def library() -> Library:
+    return Library(runtime().settings, store())
+
+
+@st.cache_resource(show_spinner=False)
+def endpoints() -> Endpoints:
+    return Endpoints(store(), secrets())
+
+
+@st.cache_resource(show_spinner=False)
 def jobs() -> Jobs:
     from core.jobs import Jobs
 
@@ -91,7 +109,7 @@ def close() -> None:
     for name in _CLOSE_ORDER:
         if name in opened:
             opened.pop(name).close()
-    for cached in (runtime, store, chats, comparisons, presets, wrappers, secrets, jobs):
+    for cached in (runtime, store, chats, comparisons, presets, wrappers, adapters, secrets, jobs):
         cached.clear()
 
 

@@ -1,0 +1,32 @@
+"""Get models, see whether they fit, load them. `?model=KEY` opens one of the library.
+
+Each section is a part of its own with a function `draw()`, but for the load form, which is given
+the model that is open.
+"""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+
+import streamlit as st
+
+from pages.parts import models_nav
+
+_SECTIONS = {
+    "library": ("Library", ("models_library",)),
+    "get": ("Get", ("models_downloads", "models_get")),
+    "load": ("Load", ("models_load",)),
+    "engines": ("Engines", ("models_engines", "models_endpoints")),
+    "adapters": ("Adapters", ("models_adapters",)),
+}
+
+
+def _there(part: str) -> bool:
+    return importlib.util.find_spec(f"pages.parts.{part}") is not None
+
+
+st.title("Models", anchor=False)
+sections = {name: title for name, (title, parts) in _SECTIONS.items() if any(map(_there, parts))}
+for part in filter(_there, _SECTIONS[models_nav.section(sections)][1]):
+    importlib.import_module(f"pages.parts.{part}").draw()
