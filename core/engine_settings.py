@@ -1,0 +1,371 @@
+"""The one table of engine settings: the form, the command line, validation and docs come from it.
+
+Names and meaning are vLLM's engine arguments, each a field of EngineSpec. What is left out is
+chosen for the machine when the engine loads. Asks the machine only for what it offers: no engine
+is imported.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import math
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
+from difflib import get_close_matches
+from typing import Any, Literal
+
+from core.engine_settings_values import KIND_WORDS, PARSERS, Kind, size_text
+from core.errors import ParameterError
+from core.machine import Machine
+from core.types import EngineName, EngineSpec
+
+Group = Literal["model", "main", "memory", "speed", "parallel", "adapters", "trust"]
+GROUPS: Mapping[Group, str] = {
+    "model": "Which model",
+    "main": "Settings that matter",
+    "memory": "Memory",
+    "speed": "Speed",
+    "parallel": "Several GPUs or machines",
+    "adapters": "LoRA adapters",
+    "trust": "Trust",
+}
+LOCAL: tuple[EngineName, ...] = ("vllm", "transformers", "llamacpp", "scripted")
+_LORA_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Setting:
+    """One row of the table. `automatic`: what an empty field means. `minimum` and `maximum` are inclusive,
+    unless `above` excludes the minimum. `choices` None: any value of its kind. `engines` take it.
+    """
+
+    name: str
+    title: str
+    kind: Kind
+    group: Group
+    help: str
+    automatic: str
+    engines: tuple[EngineName, ...] = ("vllm",)
+    choices: tuple[Any, ...] | None = None
+    minimum: float | None = None
+    maximum: float | None = None
+    above: bool = False
+
+    def parse(self, value: Any) -> Any:
+        """`value`, or its text, in the setting's own type. Raises ParameterError."""
+        if value is None:
+            return None
+        try:
+            parsed = PARSERS[self.kind](value)
+        except (TypeError, ValueError, OverflowError, RecursionError) as error:
+            raise ParameterError(
+                f"{self.name}={value!r} is not {KIND_WORDS[self.kind]}.", hint=self.help
+            ) from error
+        if self.choices is not None and parsed not in self.choices:
+            raise ParameterError(f"{self.name}={parsed!r} is not one of {self.range_text}.", hint=self.help)
+        if self.kind in ("int", "float", "bytes"):
+            self._check_range(parsed)
+        return parsed
+
+    def _check_range(self, value: float) -> None:
+        low, high = self.minimum, self.maximum
+        too_low = low is not None and (value <= low if self.above else value < low)
+        if too_low or (high is not None and value > high) or not math.isfinite(value):
+            raise ParameterError(f"{self.name}={value} is out of range: {self.range_text}.", hint=self.help)
+
+    @property
+    def range_text(self) -> str:
+        """The allowed values in words."""
+        if self.choices is not None:
+            return ", ".join(map(str, self.choices))
+        if self.minimum is None:
+            return KIND_WORDS[self.kind]
+        word = {"bytes": size_text, "int": "{:,}".format}.get(self.kind, "{:g}".format)
+        low = f"above {word(self.minimum)}" if self.above else f"{word(self.minimum)} or more"
+        if self.maximum is None:
+            return low
+        return (
+            f"{low}, up to {word(self.maximum)}"
+            if self.above
+            else f"{word(self.minimum)} to {word(self.maximum)}"
+        )
+
+
+SETTINGS: tuple[Setting, ...] = (
+    Setting(
+        name="hub", title="Hub", kind="text", group="model", choices=("huggingface", "modelscope"),
+        automatic="the hub that has it here, else Hugging Face", engines=("vllm", "transformers"),
+        help="Where a model that isn't on this machine is downloaded from.",
+    ),
+    Setting(
+        name="revision", title="Revision", kind="text", group="model", automatic="the newest",
+        engines=("vllm", "transformers"), help="Branch, tag or commit of the model on its hub.",
+    ),
+    Setting(
+        name="base_url", title="Address", kind="text", group="model", automatic="none",
+        engines=("openai",), help="A server's OpenAI-compatible address, such as http://gpu-box:8000/v1.",
+    ),
+    Setting(
+        name="max_model_len", title="Context length (tokens)", kind="int", group="main", minimum=16,
+        automatic="the model's, or what fits", engines=(*LOCAL, "openai"),
+        help="The most tokens of a prompt and its answer together; a shorter context needs less memory.",
+    ),
+    Setting(
+        name="max_num_seqs", title="Requests at once", kind="int", group="main", minimum=1, maximum=16384,
+        automatic="256 on a CPU; 256, 504 or 1,024 on a GPU", engines=(*LOCAL, "openai"),
+        help="How many requests of a batch the engine works on at the same time; chats have 8 places more.",
+    ),
+    Setting(
+        name="dtype", title="Number format", kind="text", group="main",
+        choices=("auto", "bfloat16", "float16", "float32"), automatic="the model's own",
+        engines=("vllm", "transformers"),
+        help="How weights and activations are kept; float32 takes twice the memory of the other two.",
+    ),
+    Setting(
+        name="quantization", title="Quantization", kind="text", group="main",
+        automatic="as the model was saved",
+        help="Smaller weights, such as fp8 on a GPU of the Hopper generation: half the memory of bfloat16. "
+        "A model that was saved quantized needs nothing here.",
+    ),
+    Setting(
+        name="gpu_memory_utilization", title="Share of GPU memory", kind="float", group="memory",
+        minimum=0, maximum=1, above=True, automatic="vLLM's 0.92",
+        help="Weights, activations and KV cache together take this share of each GPU.",
+    ),
+    Setting(
+        name="kv_cache_memory_bytes", title="KV cache (GiB)", kind="bytes", group="memory",
+        minimum=1 << 20, automatic="what is left of the share; on a CPU half of the free memory at most",
+        help="Memory for the context of all running requests: less memory, fewer or shorter ones.",
+    ),
+    Setting(
+        name="kv_cache_dtype", title="KV cache format", kind="text", group="memory",
+        choices=("auto", "bfloat16", "float16", "fp8", "fp8_e4m3", "fp8_e5m2"),
+        automatic="as the model's numbers",
+        help="fp8 keeps twice the context in the same memory, with slightly different answers.",
+    ),
+    Setting(
+        name="enforce_eager", title="Eager: no compiling, no CUDA graphs", kind="bool", group="speed",
+        automatic="yes on a CPU, no on a GPU",
+        help="Loads in a third of the time and answers slower on a GPU; the first try after a failed load.",
+    ),
+    Setting(
+        name="enable_prefix_caching", title="Prefix caching", kind="bool", group="speed", automatic="yes",
+        help="Prompts that begin alike are read once; off only to measure without it.",
+    ),
+    Setting(
+        name="enable_chunked_prefill", title="Chunked prefill", kind="bool", group="speed",
+        automatic="yes where the model can",
+        help="Long prompts are read in pieces between answers' tokens, so that a chat waits less.",
+    ),
+    Setting(
+        name="max_num_batched_tokens", title="Tokens a step", kind="int", group="speed", minimum=16,
+        maximum=1 << 20, automatic="for the machine; 16,384 on a large GPU",
+        help="The most tokens of prompts and answers in one step: more reads long prompts faster, and "
+        "lets a chat wait longer.",
+    ),
+    Setting(
+        name="speculative_config", title="Speculative decoding (JSON)", kind="json", group="speed",
+        automatic="off",
+        help="Guess several tokens and check them in one step. Without a second model: "
+        '{"method": "ngram", "num_speculative_tokens": 4, "prompt_lookup_max": 4}, good where answers '
+        'quote their prompt; with one: {"model": FOLDER, "num_speculative_tokens": 4}. '
+        "min_p and logit_bias can't be used then.",
+    ),
+    Setting(
+        name="tensor_parallel_size", title="Tensor parallel", kind="int", group="parallel", minimum=1,
+        maximum=1024, automatic="1",
+        help="GPUs that share each layer of the model: for a model that is too large for one.",
+    ),
+    Setting(
+        name="pipeline_parallel_size", title="Pipeline parallel", kind="int", group="parallel", minimum=1,
+        maximum=1024, automatic="1",
+        help="Groups of layers on GPUs one after the other: for a model that is too large for one machine.",
+    ),
+    Setting(
+        name="data_parallel_size", title="Data parallel", kind="int", group="parallel", minimum=1,
+        maximum=1024, automatic="1",
+        help="Whole copies of the model, each with GPUs of its own: for more requests at once.",
+    ),
+    Setting(
+        name="distributed_executor_backend", title="Started by", kind="text", group="parallel",
+        choices=("mp", "ray", "uni"), automatic="mp, as many processes as it takes",
+        help="ray spreads the engine over the machines of a Ray cluster; mp stays on this one.",
+    ),
+    Setting(
+        name="enable_lora", title="Take LoRA adapters", kind="bool", group="adapters", automatic="no",
+        help="Answers may come from registered adapters; on a CPU the engine is about half as fast then.",
+    ),
+    Setting(
+        name="max_loras", title="Adapters at once", kind="int", group="adapters", minimum=1, maximum=256,
+        automatic="4", help="How many different adapters one step may use.",
+    ),
+    Setting(
+        name="max_lora_rank", title="Largest rank", kind="int", group="adapters", choices=_LORA_RANKS,
+        automatic="16", help="The highest rank r of an adapter that is taken; higher needs more memory.",
+    ),
+    Setting(
+        name="max_cpu_loras", title="Adapters kept in RAM", kind="int", group="adapters", minimum=1,
+        maximum=4096, automatic="as many as at once",
+        help="Adapters that wait in the machine's memory, so that they need not be read again.",
+    ),
+    Setting(
+        name="trust_remote_code", title="Run the model's own code", kind="bool", group="trust",
+        automatic="no", engines=("vllm", "transformers"),
+        help="Some models bring Python files, which can do on this machine all that you can: "
+        "only for makers you trust.",
+    ),
+)  # fmt: skip
+BY_NAME: Mapping[str, Setting] = {setting.name: setting for setting in SETTINGS}
+_EMPTY = EngineSpec()
+
+
+def given(spec: EngineSpec) -> dict[str, Any]:
+    """What `spec` sets by itself, by name: all that differs from an empty one, the engine and model aside."""
+    values = {name: getattr(spec, name) for name in BY_NAME}
+    return {name: value for name, value in values.items() if value != getattr(_EMPTY, name)}
+
+
+def apply(spec: EngineSpec, values: Mapping[str, Any]) -> EngineSpec:
+    """`spec` with `values` (or their texts) in place of its own; None empties. Raises ParameterError."""
+    parsed = {}
+    for name, value in values.items():
+        parsed[name] = _setting(name).parse(value)
+        if parsed[name] is None:
+            parsed[name] = getattr(_EMPTY, name)
+    return replace(spec, **parsed)
+
+
+def parse_assignments(assignments: Iterable[str]) -> dict[str, Any]:
+    """{"dtype": "float32"} of ["dtype=float32"]. Raises ParameterError."""
+    values = {}
+    for assignment in assignments:
+        name, equals, text = assignment.partition("=")
+        if not equals:
+            raise ParameterError(
+                f"{assignment!r} is not of the form NAME=VALUE.", hint="max_model_len=4096, say."
+            )
+        setting = _setting(name.strip().replace("-", "_"))
+        values[setting.name] = setting.parse(text.strip())
+    return values
+
+
+def as_assignments(spec: EngineSpec) -> list[str]:
+    """What `parse_assignments` reads back, the model and engine aside."""
+    return [f"{name}={_text(value)}" for name, value in given(spec).items()]
+
+
+def for_engine(spec: EngineSpec) -> EngineSpec:
+    """`spec` without what its engine doesn't take: defaults that were meant for another."""
+    others = {name: None for name in given(spec) if spec.engine not in BY_NAME[name].engines}
+    return apply(spec, others)
+
+
+def validate(spec: EngineSpec, here: Machine) -> None:
+    """Raise ParameterError for what can't be loaded as it is asked, before anything is ended or started."""
+    for name, value in given(spec).items():
+        setting = BY_NAME[name]
+        setting.parse(value)
+        if spec.engine not in setting.engines:
+            raise ParameterError(
+                f"{name} is a setting of {' and '.join(setting.engines)}; this engine is {spec.engine}.",
+                hint="Leave it out, or choose another engine.",
+            )
+    if not spec.model.strip():
+        raise ParameterError("No model is named.", hint="Choose one, or write embedded.")
+    if spec.engine == "openai" and not spec.base_url:
+        raise ParameterError("A remote endpoint needs an address.", hint="Set base_url to its /v1 address.")
+    _check_devices(spec, here)
+    _check_together(spec, here)
+
+
+def _check_devices(spec: EngineSpec, here: Machine) -> None:
+    tensor, pipeline = spec.tensor_parallel_size or 1, spec.pipeline_parallel_size or 1
+    copies = spec.data_parallel_size or 1
+    wanted, backend = tensor * pipeline * copies, spec.distributed_executor_backend
+    if backend == "ray":
+        if importlib.util.find_spec("ray") is None:
+            raise ParameterError("Ray isn't installed.", hint="Run `pip install ray` in this environment.")
+        return  # its cluster may have more devices than this machine
+    if backend == "uni" and tensor * pipeline > 1:
+        raise ParameterError("uni is one process, for one device.", hint="Choose mp, or leave it empty.")
+    devices = len(here.gpus) or here.numa_nodes
+    if wanted > devices:
+        sizes = f"tensor {tensor} x pipeline {pipeline} x data {copies}"
+        have = f"{devices} GPU{'s' * (devices != 1)}" if here.gpus else "no GPU"
+        if not here.gpus and devices > 1:
+            have += f" and {devices} processor groups (NUMA nodes)"
+        raise ParameterError(
+            f"Parallel sizes {sizes} need {wanted} devices; this machine has {have}.",
+            hint="Lower them, or use ray for devices of other machines.",
+        )
+
+
+def _check_together(spec: EngineSpec, here: Machine) -> None:
+    fp8 = (spec.kv_cache_dtype or "").startswith("fp8")
+    if fp8 and not here.gpus and not {"avx512f", "amx_tile"}.intersection(here.cpu_features):
+        raise ParameterError(
+            f"kv_cache_dtype={spec.kv_cache_dtype} needs a GPU, or a processor with AVX-512.",
+            hint="Leave kv_cache_dtype empty.",
+        )
+    if spec.gpu_memory_utilization is not None and not here.gpus:
+        raise ParameterError(
+            "gpu_memory_utilization is a share of GPU memory, and this machine has no GPU.",
+            hint="Set kv_cache_memory_bytes instead.",
+        )
+    if not spec.enable_lora:
+        for name in ("max_loras", "max_lora_rank", "max_cpu_loras"):
+            if getattr(spec, name) is not None:
+                raise ParameterError(f"{name} is set, but enable_lora is not.", hint="Set enable_lora too.")
+    elif (spec.max_cpu_loras or 256) < (spec.max_loras or 1):
+        raise ParameterError(
+            f"max_cpu_loras={spec.max_cpu_loras} is less than max_loras={spec.max_loras}.",
+            hint="All adapters of a step are in RAM first: raise it.",
+        )
+    _check_speculation(spec.speculative_config)
+
+
+def _check_speculation(config: Mapping[str, Any] | None) -> None:
+    if config is None:
+        return
+    guessed = config.get("num_speculative_tokens")
+    if not isinstance(guessed, int) or not 1 <= guessed <= 32:
+        raise ParameterError(
+            "speculative_config needs num_speculative_tokens, from 1 to 32.",
+            hint='{"method": "ngram", "num_speculative_tokens": 4, "prompt_lookup_max": 4}, say.',
+        )
+    if "method" not in config and "model" not in config:
+        raise ParameterError(
+            "speculative_config names no method and no model.", hint='Set "method": "ngram" or a "model".'
+        )
+
+
+def _text(value: Any) -> str:
+    if isinstance(value, Mapping):
+        return json.dumps(dict(value))
+    return str(value).lower() if isinstance(value, bool) else str(value)
+
+
+def _setting(name: str) -> Setting:
+    if name in BY_NAME:
+        return BY_NAME[name]
+    near = get_close_matches(name, BY_NAME, n=1)
+    hint = f"Did you mean {near[0]}?" if near else f"Settings: {', '.join(BY_NAME)}."
+    raise ParameterError(f"There is no engine setting {name!r}.", hint=hint)
+
+
+def as_markdown() -> str:
+    """The table of docs/settings.md."""
+    lines = []
+    for group, title in GROUPS.items():
+        lines += [
+            "",
+            f"### {title}",
+            "",
+            "| name | values | empty | engines | what it does |",
+            "|---|---|---|---|---|",
+        ]
+        for row in (setting for setting in SETTINGS if setting.group == group):
+            engines = ", ".join(row.engines)
+            lines.append(f"| `{row.name}` | {row.range_text} | {row.automatic} | {engines} | {row.help} |")
+    return "\n".join(lines).strip()
