@@ -15,6 +15,7 @@ HEAVY = {
         "core/engines/vllm_beams.py",
         "core/engines/vllm_distribution.py",
         "core/engines/vllm_info.py",
+        "core/engines/vllm_lora.py",
         "core/engines/vllm_params.py",
         "core/engines/vllm_start.py",
         "core/engines/vllm_stats.py",
