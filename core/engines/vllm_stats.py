@@ -8,6 +8,9 @@ from typing import Any
 
 from core.types import EngineStats
 
+_KEPT = 0.8
+"""How much of the older steps' share of hits still counts after one more step with prompts."""
+
 
 @dataclass(slots=True)
 class Counters:
@@ -20,17 +23,31 @@ class Counters:
     prefix_hits: int = 0
     # by data-parallel rank: (running, waiting, share of the KV cache in use)
     load: dict[int, tuple[int, int, float]] = field(default_factory=dict)
+    on_step: Callable[[], None] | None = None
+    _recent: tuple[float, float] = (0.0, 0.0)
+
+    @property
+    def recent_hits(self) -> float:
+        """The share of prompt tokens that the prefix cache had lately, from 0 to 1."""
+        queries, hits = self._recent
+        return hits / queries if queries else 0.0
 
     def record(self, scheduler: Any, iteration: Any, rank: int) -> None:
         if scheduler is not None:
             waiting = scheduler.num_waiting_reqs + getattr(scheduler, "num_skipped_waiting_reqs", 0)
             self.load[rank] = (scheduler.num_running_reqs, waiting, scheduler.kv_cache_usage)
-            self.prefix_queries += scheduler.prefix_cache_stats.queries
-            self.prefix_hits += scheduler.prefix_cache_stats.hits
+            found = scheduler.prefix_cache_stats
+            self.prefix_queries += found.queries
+            self.prefix_hits += found.hits
+            if found.queries:
+                queries, hits = self._recent
+                self._recent = queries * _KEPT + found.queries, hits * _KEPT + found.hits
         if iteration is not None:
             self.steps += 1
             self.prompt_tokens += iteration.num_prompt_tokens
             self.output_tokens += iteration.num_generation_tokens
+            if self.on_step is not None:
+                self.on_step()
 
     def read(self, *, idle: bool) -> EngineStats:
         load = list(self.load.values())

@@ -1,0 +1,205 @@
+"""A batch's prompts enter by lots while somebody chats, and freely when nobody does."""
+
+import asyncio
+from types import SimpleNamespace
+
+import pytest
+
+from core.engines.vllm_admission import AFTER_CHAT_S, Admission
+from core.engines.vllm_stats import Counters
+from core.types import Priority
+
+
+class Clock:
+    now = 100.0
+
+    def __call__(self):
+        return self.now
+
+
+class Talk:
+    """An engine's door with requests that stay inside until they are let go."""
+
+    cached = 0.0
+
+    def __init__(self, lot):
+        self.clock = Clock()
+        self.door = Admission(lot, self.clock, lambda: self.cached)
+        self.entered = []
+        self.leave = {}
+        self.tasks = {}
+
+    async def send(self, name, tokens, priority=Priority.BATCH):
+        self.leave[name] = asyncio.Event()
+        self.tasks[name] = asyncio.create_task(self._stay(name, tokens, priority))
+        await self.settle()
+
+    async def _stay(self, name, tokens, priority):
+        async with self.door.entering(priority, tokens):
+            self.entered.append(name)
+            await self.leave[name].wait()
+
+    async def end(self, name):
+        self.leave[name].set()
+        await self.settle()
+
+    async def step(self):
+        self.door.step()
+        await self.settle()
+
+    async def settle(self):
+        for _turn in range(10):
+            await asyncio.sleep(0)
+
+    async def close(self):
+        for task in self.tasks.values():
+            task.cancel()
+        await asyncio.gather(*self.tasks.values(), return_exceptions=True)
+
+
+@pytest.fixture
+def talked():
+    """Run a coroutine function with a Talk, and clean up."""
+
+    def run(steps, lot=100):
+        async def whole():
+            talk = Talk(lot)
+            try:
+                await steps(talk)
+            finally:
+                await talk.close()
+
+        asyncio.run(whole())
+
+    return run
+
+
+def test_without_a_chat_all_prompts_enter_at_once(talked):
+    async def steps(talk):
+        for number in range(5):
+            await talk.send(number, 90)
+        assert talk.entered == [0, 1, 2, 3, 4]
+
+    talked(steps)
+
+
+def test_while_somebody_chats_a_step_takes_one_lot_in_order_and_the_chat_never_waits(talked):
+    async def steps(talk):
+        await talk.send("chat", 5000, Priority.CHAT)
+        for number in range(5):
+            await talk.send(number, 40)
+        assert talk.entered == ["chat", 0, 1]
+        await talk.step()
+        assert talk.entered == ["chat", 0, 1, 2, 3]
+        await talk.send("second chat", 10, Priority.CHAT)
+        assert talk.entered[-1] == "second chat"
+        await talk.step()
+        assert talk.entered[-1] == 4
+
+    talked(steps)
+
+
+def test_a_prompt_longer_than_a_lot_enters_alone_and_the_next_ones_pay_for_it(talked):
+    async def steps(talk):
+        await talk.send("chat", 10, Priority.CHAT)
+        await talk.send("long", 250)
+        await talk.send("short", 10)
+        assert talk.entered == ["chat", "long"]
+        await talk.step()
+        assert talk.entered == ["chat", "long"]
+        await talk.step()
+        assert talk.entered == ["chat", "long", "short"]
+
+    talked(steps)
+
+
+def test_the_door_opens_some_time_after_the_last_chat(talked):
+    async def steps(talk):
+        await talk.send("chat", 10, Priority.CHAT)
+        await talk.send(0, 90)
+        await talk.end("chat")
+        await talk.send(1, 90)
+        assert talk.entered == ["chat", 0]
+        talk.clock.now += AFTER_CHAT_S + 0.1
+        await talk.send(2, 90)
+        assert 2 in talk.entered
+        await talk.step()
+        assert sorted(talk.entered[1:]) == [0, 1, 2]
+
+    talked(steps)
+
+
+def test_an_empty_engine_lets_the_next_one_in_and_a_cancelled_wait_takes_nothing(talked):
+    async def steps(talk):
+        await talk.send("chat", 10, Priority.CHAT)
+        await talk.send(0, 100)
+        await talk.send(1, 100)
+        await talk.send(2, 100)
+        talk.tasks[1].cancel()
+        await talk.settle()
+        await talk.end("chat")
+        await talk.end(0)
+        assert talk.entered == ["chat", 0, 2]
+
+    talked(steps)
+
+
+def test_no_step_for_a_second_does_not_hold_a_row_for_ever(talked):
+    async def steps(talk):
+        await talk.send("chat", 10, Priority.CHAT)
+        await talk.send(0, 100)
+        await talk.send(1, 100)
+        assert talk.entered == ["chat", 0]
+        for _tenth in range(30):
+            await asyncio.sleep(0.1)
+            if 1 in talk.entered:
+                break
+        assert 1 in talk.entered
+
+    talked(steps)
+
+
+def test_a_lot_of_zero_holds_nobody(talked):
+    async def steps(talk):
+        await talk.send("chat", 10, Priority.CHAT)
+        for number in range(3):
+            await talk.send(number, 1000)
+        assert talk.entered == ["chat", 0, 1, 2]
+
+    talked(steps, lot=0)
+
+
+def test_what_the_prefix_cache_has_does_not_count(talked):
+    async def steps(talk):
+        talk.cached = 0.9
+        await talk.send("chat", 10, Priority.CHAT)
+        for number in range(12):
+            await talk.send(number, 100)
+        assert talk.entered == ["chat", *range(10)]
+
+    talked(steps)
+
+
+def step_of(queries, hits):
+    scheduler = SimpleNamespace(
+        num_running_reqs=1,
+        num_waiting_reqs=0,
+        kv_cache_usage=0.1,
+        prefix_cache_stats=SimpleNamespace(queries=queries, hits=hits),
+    )
+    return scheduler, SimpleNamespace(num_prompt_tokens=0, num_generation_tokens=1)
+
+
+def test_counters_tell_each_step_and_what_share_of_the_prompts_was_cached_lately():
+    ticks = []
+    counters = Counters(on_step=lambda: ticks.append(1))
+    assert counters.recent_hits == 0
+    for _step in range(30):
+        counters.record(*step_of(100, 0), 0)
+    counters.record(*step_of(0, 0), 0)
+    assert counters.recent_hits == 0
+    for _step in range(30):
+        counters.record(*step_of(100, 90), 0)
+    assert counters.recent_hits == pytest.approx(0.9, abs=0.01)
+    assert len(ticks) == 61
+    assert counters.prefix_hits == 2700
