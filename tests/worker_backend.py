@@ -67,5 +67,8 @@ class Letters:
     def held(self) -> int:
         return len(self._last)
 
+    def pid(self) -> int:
+        return os.getpid()
+
     def order(self) -> list[Key]:
         return self.added
