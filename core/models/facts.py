@@ -230,7 +230,16 @@ _LEFT_OUT: dict[str, dict[str, Any]] = {
 
 
 def _text_config(config: Mapping[str, Any]) -> Mapping[str, Any]:
-    """The language model's part, with what its file leaves out."""
+    """The language model's part, with what its file leaves out and without sizes that are none."""
+    text = _filled(config)
+    return {
+        name: value
+        for name, value in text.items()
+        if name not in parameters.SIZES or (type(value) is int and 0 <= value < _MOST_SIZE)
+    }
+
+
+def _filled(config: Mapping[str, Any]) -> Mapping[str, Any]:
     for name in ("text_config", "llm_config", "language_config", "thinker_config"):
         part = config.get(name)
         if isinstance(part, dict):
@@ -244,7 +253,7 @@ def _size(text: Mapping[str, Any], *names: str) -> int | None:
     """The first of these values that is there and is a size."""
     for name in names:
         value = text.get(name)
-        if isinstance(value, int) and 0 < value < _MOST_SIZE:
+        if type(value) is int and 0 < value < _MOST_SIZE:
             return value
     return None
 

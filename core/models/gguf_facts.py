@@ -71,4 +71,4 @@ def _heads(text: Mapping[str, Any], name: str = "attention.head_count") -> int |
 
 def _size(values: Mapping[str, Any], name: str) -> int | None:
     value = values.get(name)
-    return value if isinstance(value, int) and 0 < value < 1 << 32 else None
+    return value if type(value) is int and 0 < value < 1 << 32 else None

@@ -16,6 +16,15 @@ _FAMILIES = frozenset(
      "gemma2", "gemma3", "gemma3_text", "phi3", "deepseek_v2", "deepseek_v3", "gpt_oss", "granite", "olmoe",
      "smollm3", "kimi_k2")
 )  # fmt: skip
+SIZES = frozenset(
+    ("hidden_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads", "vocab_size",
+     "head_dim", "intermediate_size", "moe_intermediate_size", "num_local_experts", "n_routed_experts",
+     "num_experts", "num_experts_per_tok", "experts_per_token", "first_k_dense_replace",
+     "decoder_sparse_step", "n_shared_experts", "shared_expert_intermediate_size",
+     "kv_lora_rank", "q_lora_rank", "qk_rope_head_dim", "qk_nope_head_dim", "v_head_dim")
+)  # fmt: skip
+"""Values of a config that are whole numbers: `count` takes it that they are."""
+_LATENT = ("qk_rope_head_dim", "qk_nope_head_dim", "v_head_dim")
 _QKV_BIAS = frozenset(("qwen2", "qwen2_moe"))
 _QK_NORM = frozenset(("qwen3", "qwen3_moe", "gemma3", "gemma3_text"))
 _FOUR_NORMS = frozenset(("gemma2", "gemma3", "gemma3_text"))
@@ -36,6 +45,8 @@ def count(text: Mapping[str, Any]) -> Parameters | None:
     """Of a language model's config, with the values that its file leaves out filled in (see `facts`)."""
     kind = str(text.get("model_type"))
     needed = ("hidden_size", "num_hidden_layers", "num_attention_heads", "vocab_size")
+    if text.get("kv_lora_rank"):
+        needed += _LATENT
     if kind not in _FAMILIES or not all(text.get(name) for name in needed):
         return None
     hidden, layers, vocabulary = text["hidden_size"], text["num_hidden_layers"], text["vocab_size"]
@@ -69,8 +80,10 @@ def sparse_layers(text: Mapping[str, Any]) -> int:
     layers = text["num_hidden_layers"]
     first, every = text.get("first_k_dense_replace") or 0, text.get("moe_layer_freq") or 1
     step, dense = text.get("decoder_sparse_step") or 1, text.get("mlp_only_layers") or ()
-    if isinstance(every, (list, tuple)):  # a flag for each layer
-        return sum(map(bool, every))
+    if isinstance(every, list):  # a flag for each layer
+        return min(layers, sum(map(bool, every)))
+    if type(every) is not int or not isinstance(dense, (list, tuple)):
+        return layers
     return sum(
         index >= first and index % every == 0 and (index + 1) % step == 0 and index not in dense
         for index in range(layers)
