@@ -161,6 +161,52 @@ adapters = sa.Table(
     sqlite_autoincrement=True,
 )
 
+# a model that comes from a hub; `body` holds its files with sizes and checksums, `received` bytes of each
+downloads = sa.Table(
+    "downloads",
+    _metadata,
+    sa.Column("download_id", sa.Text, primary_key=True),
+    sa.Column("created_at", _Utc, nullable=False, index=True),
+    sa.Column("hub", sa.Text, nullable=False),
+    sa.Column("repo", sa.Text, nullable=False),
+    sa.Column("revision", sa.Text),
+    sa.Column("body", _Json, nullable=False),
+    sa.Column("state", sa.Text, nullable=False),
+    sa.Column("stage", sa.Text, nullable=False, default=""),
+    sa.Column("received", _Json, nullable=False, default=dict),
+    sa.Column("bytes_per_s", sa.Float),
+    sa.Column("message", sa.Text, nullable=False, default=""),
+    sa.Column("hint", sa.Text, nullable=False, default=""),
+    sa.Column("kind", sa.Text),
+    sa.Column("path", sa.Text),
+    # the process that fetches it: a process id alone could be a later process with the same number
+    sa.Column("worker_pid", sa.Integer),
+    sa.Column("worker_started", sa.Float),
+)
+# what somebody allowed for one model: "pickle", "code"
+model_permissions = sa.Table(
+    "model_permissions",
+    _metadata,
+    sa.Column("model", sa.Text, primary_key=True),
+    sa.Column("permission", sa.Text, primary_key=True),
+    sa.Column("granted_at", _Utc, nullable=False),
+)
+# when a model's folder or GGUF file was last loaded
+model_uses = sa.Table(
+    "model_uses",
+    _metadata,
+    sa.Column("path", sa.Text, primary_key=True),
+    sa.Column("used_at", _Utc, nullable=False),
+)
+# folders and GGUF files that were imported and stay where they are
+imported_models = sa.Table(
+    "imported_models",
+    _metadata,
+    sa.Column("name", sa.Text, primary_key=True),
+    sa.Column("path", sa.Text, nullable=False),
+    sa.Column("imported_at", _Utc, nullable=False),
+)
+
 
 def create(connection: sa.Connection) -> None:
     """Make the tables, indexes and columns that are not there yet."""

@@ -3,6 +3,7 @@
     WorkbenchError
     ├── SettingsError          an environment variable or setting that makes no sense
     ├── ModelError             a model that isn't there or can't be prepared
+    │   └── HubError           a model hub refused or broke off; `kind` says how
     ├── TableError             a file that can't be read or written, or clashing columns
     ├── TemplateError          a prompt template that can't be compiled or rendered
     │   └── UnknownColumn
@@ -21,6 +22,8 @@ The message says what failed and on what, in one line; `hint` says what to do ne
 """
 
 from __future__ import annotations
+
+from typing import Literal
 
 
 class WorkbenchError(Exception):
@@ -41,6 +44,25 @@ class SettingsError(WorkbenchError):
 
 class ModelError(WorkbenchError):
     pass
+
+
+HubProblem = Literal[
+    "token",  # the hub refuses the token
+    "gated",  # its owner must let you in
+    "missing",  # no such repository or file, or a private one
+    "revision",
+    "unreachable",  # no connection, a connection that broke, a hub in trouble
+    "disk",  # no room, before or during
+    "checksum",  # what came is not what the hub promised
+    "refused",  # pickle or nothing to take: see `core.hub.choosing`
+    "other",
+]
+
+
+class HubError(ModelError):
+    def __init__(self, message: str, *, hint: str = "", kind: HubProblem = "other") -> None:
+        super().__init__(message, hint=hint)
+        self.kind: HubProblem = kind
 
 
 class TableError(WorkbenchError):

@@ -20,6 +20,7 @@ from core.chat import Chats
 from core.comparing.runner import Comparisons
 from core.endpoints import Endpoints
 from core.errors import WorkbenchError
+from core.hub.downloads import Downloads
 from core.models.library import Library
 from core.presets import Presets
 from core.prompt_styles import Wrappers
@@ -34,7 +35,7 @@ ROOT = Path(__file__).resolve().parents[2]
 PROMOTED = "batch:promoted"
 """Key of {"prompt": PromptSpec, "params": ..., "name": ...}: what the batch page fills in next."""
 
-_CLOSE_ORDER = ("jobs", "comparisons", "chats", "runtime", "store")  # users before what they use
+_CLOSE_ORDER = ("jobs", "comparisons", "chats", "downloads", "runtime", "store")  # users before what they use
 _log = logging.getLogger(__name__)
 
 
@@ -80,6 +81,11 @@ def secrets() -> Secrets:
 
 
 @st.cache_resource(show_spinner=False)
+def downloads() -> Downloads:
+    return _opened().setdefault("downloads", Downloads(runtime().settings, store()))
+
+
+@st.cache_resource(show_spinner=False)
 def adapters() -> Adapters:
     return Adapters(runtime().settings, store())
 
@@ -109,7 +115,7 @@ def close() -> None:
     for name in _CLOSE_ORDER:
         if name in opened:
             opened.pop(name).close()
-    for cached in (runtime, store, chats, comparisons, presets, wrappers, adapters, secrets, jobs):
+    for cached in (runtime, store, chats, comparisons, presets, wrappers, downloads, adapters, secrets, jobs):
         cached.clear()
 
 
