@@ -91,6 +91,7 @@ class Answerer:
             prompt=item.token_ids,
             params=params,
             priority=Priority.BATCH,
+            adapter=item.adapter,
         )
 
     async def _chances(self, item: Item, request: Request, engine: Engine) -> str | None:

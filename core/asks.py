@@ -25,6 +25,7 @@ class Ask:
     `turns` are user messages still to come, each after the answer to the one before. `params` are
     the row's own, each valid by itself, to be laid over the run's. `text` is set when the prompt
     is plain text to be continued, no chat; `messages` is then empty. `label` is the row's custom_id.
+    `adapter` is what the row's cell names, None: the run's.
     """
 
     messages: tuple[Message, ...]
@@ -32,6 +33,7 @@ class Ask:
     params: Mapping[str, Any] = field(default_factory=dict)
     text: str | None = None
     label: str = ""
+    adapter: str | None = None
 
 
 def encodable(text: str) -> str:

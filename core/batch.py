@@ -21,6 +21,7 @@ import duckdb
 from pydantic_core import to_jsonable_python
 
 from core import disk, machine, plans, results, sampling, tables
+from core.adapters.registry import check_asked, registered
 from core.answering import Answerer
 from core.engines.base import Engine
 from core.errors import EngineDied, RunError, WorkbenchError
@@ -249,7 +250,8 @@ class BatchJob:
     def _make_preparer(self, reader: duckdb.DuckDBPyConnection, engine: Engine, plan: PlanInfo) -> Preparer:
         self._columns = tables.info(reader).columns  # once: it costs as much as encoding a chunk
         recipe = Recipe(self._spec.prompt, self._columns)
-        return Preparer(recipe, self._columns, engine, self._params, self._spec.overflow, plan.field_orders)
+        asked = (recipe, self._columns, engine, self._params, self._spec.overflow, plan.field_orders)
+        return Preparer(*asked, registered(self._store))
 
     async def _follow(self, item: Item, answer: str) -> Item | Result:
         return await self._in_reader(self._preparer.follow, item, answer)
@@ -331,6 +333,7 @@ class BatchJob:
         """Write down what answers, and the parameters with the model's own defaults filled in."""
         self._spec = self.run.spec
         self._check_model(engine)
+        check_asked(self._spec.prompt, engine.info, registered(self._store))
         info = engine.info
         params = {**sampling.defaults(info.generation_config), **self._spec.params}
         self._params = sampling.validate(params)

@@ -47,6 +47,8 @@ def _prompt(spec: RunSpec) -> list[str]:
         words += ["--turn", turn]
     words += ["--turns-column", prompt.turns_column] if prompt.turns_column else []
     words += [f"--param-column={name}={column}" for name, column in prompt.param_columns.items()]
+    words += ["--adapter", prompt.adapter] if prompt.adapter is not None else []
+    words += ["--adapter-column", prompt.adapter_column] if prompt.adapter_column is not None else []
     return words
 
 

@@ -17,6 +17,7 @@ import duckdb
 import numpy as np
 
 from core import plans, sampling, tables
+from core.adapters.registry import registered
 from core.batch import plan_run
 from core.engines.base import Engine
 from core.errors import RunError
@@ -26,6 +27,7 @@ from core.requests import Item, Preparer
 from core.run_spec import ForecastSpec, RunSpec, SessionSpec
 from core.runs import Run
 from core.store import Store
+from core.types import LoraAdapter
 
 EXACT_ROWS = 2_000
 """Up to so many requests all are looked at; of more, as many."""
@@ -110,7 +112,7 @@ def forecast(run: Run, engine: Engine, store: Store) -> Forecast:
     params = sampling.validate({**sampling.defaults(engine.info.generation_config), **spec.params})
     with run.connect() as connection:
         plan = plan_run(connection, spec, params, engine)
-        sample = _look(connection, spec, params, engine, plan)
+        sample = _look(connection, spec, params, engine, plan, registered(store))
         own_mean = _own_output(connection)
     earlier = list(_earlier_runs(run, engine, store))
     scale = plan.requests / max(sample.looked_at, 1)
@@ -154,18 +156,23 @@ def _look(
     params: Mapping[str, Any],
     engine: Engine,
     plan: PlanInfo,
+    adapters: Mapping[str, LoraAdapter],
 ) -> _Sample:
     columns = tables.info(connection).columns
     recipe = Recipe(spec.prompt, columns)
-    preparer = Preparer(recipe, columns, engine, params, spec.overflow, plan.field_orders)
+    preparer = Preparer(recipe, columns, engine, params, spec.overflow, plan.field_orders, adapters)
     block = int(engine.info.settings.get("block_size") or _BLOCK_TOKENS)
     sample = _Sample()
     for stretch in _stretches(plan.requests):
         rows = plans.read(connection, columns, stretch, recipe.variables)
         before: Sequence[int] | None = () if stretch.start == 0 else None
+        adapter = None
         for item in preparer.prepare(rows):
             sample.looked_at += 1
             if isinstance(item, Item):
+                if item.adapter != adapter and before is not None:
+                    before = ()  # what another adapter made of a prompt is no use
+                adapter = item.adapter
                 before = _add(sample, item, before, block)
             elif item.prompt_tokens is not None:  # refused for its length
                 sample.lengths.append(item.prompt_tokens)

@@ -65,8 +65,8 @@ def _plain(value: Any) -> Any:
 class Recipe:
     """How a row becomes an Ask.
 
-    `variables`: the columns that decide the answer, in order of first appearance in the prompt as
-    the model reads it, those that only give parameters last. `fields`: the columns of fields mode,
+    `variables`: the columns that decide the answer, the one that names the adapter first, then in
+    order of first appearance in the prompt as the model reads it, those that only give parameters last. `fields`: the columns of fields mode,
     which may be read in any order; `order_fixed` says that there is nothing to choose. `leading`:
     the variables read before the first of the fields.
 
@@ -96,7 +96,12 @@ class Recipe:
         }
         self._ask = modes[prompt.mode]
         self.fields = prompt.fields if prompt.mode == "fields" else ()
-        self.leading = _unique(self._system.variables if self._system else (), self._user.variables)
+        self.leading = _unique(
+            # prompts share a prefix under the same adapter only, and an engine holds few of them at once
+            (prompt.adapter_column,) if prompt.adapter_column is not None else (),
+            self._system.variables if self._system else (),
+            self._user.variables,
+        )
         self.variables = _unique(
             self.leading,
             self.fields,
@@ -146,13 +151,22 @@ class Recipe:
         if not opening and self._system:
             system = encodable(self._system.render(row))
             opening = (Message("system", system),) if system.strip() else ()
-        return Ask((*opening, *self._examples, *chat), self._later(row), self._params(row))
+        return Ask(
+            (*opening, *self._examples, *chat),
+            self._later(row),
+            self._params(row),
+            adapter=self._adapter(row),
+        )
 
     def _later(self, row: Mapping[str, Any]) -> tuple[str, ...]:
         column = self.prompt.turns_column
         if column is not None:
             return read_texts(row[column], f"Column {column!r}")
         return tuple(text for turn in self._turns if (text := encodable(turn.render(row))).strip())
+
+    def _adapter(self, row: Mapping[str, Any]) -> str | None:
+        column = self.prompt.adapter_column
+        return None if column is None or _is_blank(row[column]) else str(row[column]).strip()
 
     def _params(self, row: Mapping[str, Any]) -> dict[str, Any]:
         params = {}
@@ -170,7 +184,8 @@ class Recipe:
 
 def _check(prompt: PromptSpec, columns: Sequence[Column], names: Sequence[str]) -> None:
     """Raise for what the modes need and what they can't have."""
-    for name in (*prompt.fields, prompt.messages_column, prompt.turns_column, *prompt.param_columns.values()):
+    named = (prompt.messages_column, prompt.turns_column, prompt.adapter_column)
+    for name in (*prompt.fields, *named, *prompt.param_columns.values()):
         if name is not None:
             check_column(name, names)
     if prompt.turns and prompt.turns_column is not None:
@@ -195,7 +210,7 @@ def _check_openai(prompt: PromptSpec, columns: Sequence[Column]) -> None:
         )
     surplus = [
         name
-        for name in ("system", "turns", "turns_column", "examples", "param_columns")
+        for name in ("system", "turns", "turns_column", "examples", "param_columns", "adapter_column")
         if getattr(prompt, name)
     ]
     if surplus:

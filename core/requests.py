@@ -6,9 +6,11 @@ import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from types import MappingProxyType
 from typing import Any
 
 from core import prompts, sampling
+from core.adapters.registry import named
 from core.asks import Ask
 from core.engines.base import Engine
 from core.errors import ParameterError, TemplateError, WorkbenchError
@@ -16,7 +18,7 @@ from core.recipes import Recipe
 from core.results import Asked, InputRow, Result
 from core.run_spec import OverflowSpec
 from core.tables import Column
-from core.types import Message
+from core.types import LoraAdapter, Message
 
 _CUT_ATTEMPTS = 6
 
@@ -26,7 +28,7 @@ class Item:
     """A row ready for the engine. `turns` are the user messages still to come after this one.
 
     `key` is that of `request_key`; `text` is set when the prompt is no chat. `truncated_tokens`:
-    what was cut from the prompt, of all turns so far, to make it fit.
+    what was cut from the prompt, of all turns so far, to make it fit. `adapter` is the one that answers.
     """
 
     row: int
@@ -37,6 +39,7 @@ class Item:
     turns: tuple[str, ...] = ()
     text: str | None = None
     truncated_tokens: int | None = None
+    adapter: LoraAdapter | None = None
 
     @property
     def asked(self) -> Asked:
@@ -46,7 +49,8 @@ class Item:
 class Preparer:
     """Rows of the table into Items, or into the reason why not. Runs on the reader's thread.
 
-    `params` are the run's, complete; a row's own are laid over them.
+    `params` are the run's, complete; a row's own are laid over them. `adapters`: as
+    `core.adapters.registry.registered` gives them.
     """
 
     def __init__(
@@ -57,6 +61,7 @@ class Preparer:
         params: Mapping[str, Any],
         overflow: OverflowSpec,
         field_orders: Sequence[Sequence[str]] = (),
+        adapters: Mapping[str, LoraAdapter] = MappingProxyType({}),
     ) -> None:
         self._recipe = recipe
         self._width = len(columns)
@@ -65,6 +70,7 @@ class Preparer:
         self._params = dict(params)
         self._overflow = overflow
         self._field_orders = field_orders
+        self._adapters = adapters
 
     @property
     def variables(self) -> tuple[str, ...]:
@@ -100,10 +106,13 @@ class Preparer:
                 sampling.check_together(params)
             if ask.turns and params.get("n", 1) > 1:
                 raise ParameterError("n is more than 1 in a talk of several turns.", hint="Leave n out.")
+            adapter = named(ask.adapter or self._recipe.prompt.adapter, self._adapters)
         except (TemplateError, ParameterError) as error:
             return _failed(row.row, error)
-        return Item(row.row, (), params, request_key(ask, params, self._overflow),
-                    tuple(ask.messages), tuple(ask.turns), ask.text)  # fmt: skip
+        key = request_key(ask, params, self._overflow, adapter)
+        return Item(
+            row.row, (), params, key, tuple(ask.messages), tuple(ask.turns), ask.text, adapter=adapter
+        )
 
     def _encoded(self, items: list[Item | Result]) -> list[Item | Result]:
         """Give each Item its tokens, and make it fit or say that it doesn't."""
@@ -175,7 +184,9 @@ class Preparer:
         return Result(row=item.row, status="error", error=message, prompt_tokens=len(item.token_ids))
 
 
-def request_key(ask: Ask, params: Mapping[str, Any], overflow: OverflowSpec) -> bytes:
+def request_key(
+    ask: Ask, params: Mapping[str, Any], overflow: OverflowSpec, adapter: LoraAdapter | None = None
+) -> bytes:
     """A digest of all that decides the answer: 16 bytes.
 
     Without `max_tokens`, but for talks: whether it cut one of their turns is not kept.
@@ -186,6 +197,7 @@ def request_key(ask: Ask, params: Mapping[str, Any], overflow: OverflowSpec) -> 
         ask.text,
         {name: value for name, value in params.items() if name != "max_tokens" or ask.turns},
         [overflow.action, overflow.prompt_tokens],
+        *([[adapter.name, adapter.number]] if adapter else ()),  # keys of before adapters stay as they were
     ]
     text = json.dumps(asked, sort_keys=True, ensure_ascii=False)
     return hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=16).digest()

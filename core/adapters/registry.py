@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import datetime as dt
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,10 +14,11 @@ import sqlalchemy as sa
 from core import embedded
 from core.adapters import checks
 from core.catalogue_schema import adapters as _adapters
-from core.errors import ModelError
+from core.errors import ModelError, ParameterError, RunError
+from core.run_spec import PromptSpec
 from core.settings import Settings
 from core.store import Store
-from core.types import LoraAdapter
+from core.types import EngineInfo, LoraAdapter
 
 BASE = "base"
 """Stands for the model itself where an adapter is named: no adapter can be called so."""
@@ -130,7 +132,7 @@ class Adapters:
 
     def lora(self, name: str | None) -> LoraAdapter | None:
         """What a request carries; None for no name and for "base". Raises as `find`."""
-        return None if name is None or name == BASE else self.find(name).as_lora
+        return None if is_base(name) else self.find(name).as_lora
 
     def remove(self, name: str) -> None:
         """Forget it; its files stay. Raises ModelError when there is none of this name."""
@@ -142,6 +144,40 @@ class Adapters:
         """What an engine needs to hold all adapters that may be for this model; at least one of rank 16."""
         found = self.list(base)
         return Limits(max(1, len(found)), max([16, *(one.rank for one in found)]))
+
+
+def registered(store: Store) -> dict[str, LoraAdapter]:
+    """All adapters as requests carry them, for `named`."""
+    found = map(_adapter, store.all(sa.select(_adapters)))
+    return {one.name.casefold(): one.as_lora for one in found}
+
+
+def named(name: str | None, adapters: Mapping[str, LoraAdapter]) -> LoraAdapter | None:
+    """The adapter of this name; None for no name and for "base". Raises ParameterError for an unknown one."""
+    if is_base(name):
+        return None
+    found = adapters.get(name.casefold())
+    if found is None:
+        known = ", ".join(sorted(one.name for one in adapters.values())[:8]) or "none"
+        raise ParameterError(f"There is no adapter {name!r}.", hint=f"Registered: {known}.")
+    return found
+
+
+def check_asked(prompt: PromptSpec, info: EngineInfo, adapters: Mapping[str, LoraAdapter]) -> None:
+    """Raise where every row of a run would fail: the engine takes no adapters, or the run's isn't registered."""
+    if prompt.adapter is None and prompt.adapter_column is None:
+        return
+    if "adapters" in info.cannot:
+        raise RunError(
+            f"The run asks for adapters. {info.cannot['adapters']}",
+            hint="Load the model with LoRA and resume.",
+        )
+    named(prompt.adapter, adapters)
+
+
+def is_base(name: str | None) -> bool:
+    """Whether the model itself answers under this name."""
+    return name is None or name.casefold() == BASE
 
 
 def find_base(name: str, settings: Settings) -> Path | None:

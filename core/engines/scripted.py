@@ -1,6 +1,6 @@
 """A deterministic engine without a model: to try a file and a template at no cost, and for tests.
 
-The answer to a prompt is a fixed function of its text and the parameters, a
+The answer to a prompt is a fixed function of its text, the adapter and the parameters, a
 token is a word with the space before it. It obeys max_tokens, min_tokens, stop,
 ignore_eos, seed, n, logprobs and structured_outputs as far as a choice or a plain
 JSON schema goes; a beam search answers in one piece. It refuses prompts over the context
@@ -97,7 +97,8 @@ class ScriptedEngine:
         written = TOKEN.findall(samples[0].text)
         logprobs = () if wanted is None else tuple(scripted_tokens.token_logprobs(written, wanted))
         is_text = isinstance(request.prompt, str | ChatPrompt)
-        cached_tokens = self._cache.add(text if is_text else request.prompt)
+        number = request.adapter.number if request.adapter else 0
+        cached_tokens = self._cache.add(text if is_text else request.prompt, number)
         self._prompt_tokens += prompt_tokens
         first = last = None
         async with contextlib.aclosing(self._write(written, logprobs, "beam_width" in params)) as deltas:
@@ -156,7 +157,10 @@ class ScriptedEngine:
         return scripted_tokens.next_logprobs(text)
 
     def _read(self, request: Request) -> tuple[str, int]:
-        """The prompt's text and its number of tokens. Raises RequestRejected when there are too many."""
+        """The prompt's text and its number of tokens. Raises RequestRejected when there are too many.
+
+        An adapter's name stands before the text: the answers of adapters differ.
+        """
         if isinstance(request.prompt, str | ChatPrompt):
             text = request.prompt if isinstance(request.prompt, str) else chat_text(request.prompt, self)[0]
             tokens = len(TOKEN.findall(text))
@@ -168,7 +172,7 @@ class ScriptedEngine:
                 f"The prompt has {tokens} tokens; the context holds {limit}, the answer included.",
                 hint="Shorten the prompt.",
             )
-        return text, tokens
+        return (f"[{request.adapter.name}] {text}" if request.adapter else text), tokens
 
     def encode(self, texts: Sequence[str], *, add_special_tokens: bool = False) -> list[list[int]]:
         return [[scripted_tokens.to_id(token) for token in TOKEN.findall(text)] for text in texts]
@@ -210,10 +214,13 @@ class _PrefixCache:
         self.hits = 0
         self._blocks: OrderedDict[int, None] = OrderedDict()
 
-    def add(self, prompt: str | Sequence[int]) -> int:
-        """Look `prompt` up, keep it, and return how many of its tokens were there. The last is never."""
+    def add(self, prompt: str | Sequence[int], adapter: int) -> int:
+        """Look `prompt` up, keep it, and return how many of its tokens were there. The last is never.
+
+        Prompts of different adapters have nothing in common.
+        """
         tokens = TOKEN.findall(prompt) if isinstance(prompt, str) else prompt
-        prefix, cached, missed = 0, 0, False
+        prefix, cached, missed = adapter, 0, False
         for start in range(0, len(tokens) - _BLOCK_TOKENS, _BLOCK_TOKENS):
             prefix = hash((prefix, *tokens[start : start + _BLOCK_TOKENS]))
             missed = missed or prefix not in self._blocks
