@@ -65,10 +65,10 @@ def _plain(value: Any) -> Any:
 class Recipe:
     """How a row becomes an Ask.
 
-    `variables`: the columns that decide the answer, the one that names the adapter first, then in
-    order of first appearance in the prompt as the model reads it, those that only give parameters last. `fields`: the columns of fields mode,
-    which may be read in any order; `order_fixed` says that there is nothing to choose. `leading`:
-    the variables read before the first of the fields.
+    `variables`: the columns that decide the answer: the one that names the adapter, then the others
+    in order of first appearance in the prompt as the model reads it, those that only give parameters
+    last. `fields`: the columns of fields mode, which may be read in any order; `order_fixed` says that
+    there is nothing to choose. `leading`: the variables read before the first of the fields.
 
     Raises TemplateError, UnknownColumn or ParameterError for a specification that can't work.
     """

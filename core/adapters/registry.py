@@ -164,7 +164,7 @@ def named(name: str | None, adapters: Mapping[str, LoraAdapter]) -> LoraAdapter 
 
 
 def check_asked(prompt: PromptSpec, info: EngineInfo, adapters: Mapping[str, LoraAdapter]) -> None:
-    """Raise where every row of a run would fail: the engine takes no adapters, or the run's isn't registered."""
+    """Raise where every row would fail: the engine takes no adapters, or the run's isn't registered."""
     if prompt.adapter is None and prompt.adapter_column is None:
         return
     if "adapters" in info.cannot:
