@@ -31,6 +31,12 @@ GROUPS: Mapping[Group, str] = {
     "trust": "Trust",
 }
 LOCAL: tuple[EngineName, ...] = ("vllm", "transformers", "llamacpp", "scripted")
+# done to a model of 16 bits while it loads, by kernels for GPUs; and forms in which models are saved
+_MADE_SMALL = ("fp8", "fp8_per_tensor", "fp8_per_block", "fp8_per_channel", "mxfp8")
+_SAVED_SMALL = (
+    "awq", "awq_marlin", "auto_awq", "gptq", "gptq_marlin", "auto_gptq", "compressed-tensors", "modelopt",
+    "modelopt_fp4", "quark", "torchao", "inc", "mxfp4", "experts_int8", "moe_wna16",
+)  # fmt: skip
 _LORA_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
 
 
@@ -124,8 +130,8 @@ SETTINGS: tuple[Setting, ...] = (
     ),
     Setting(
         name="quantization", title="Quantization", kind="text", group="main",
-        automatic="as the model was saved",
-        help="Smaller weights, such as fp8 on a GPU of the Hopper generation: half the memory of bfloat16. "
+        choices=(*_MADE_SMALL, *_SAVED_SMALL), automatic="as the model was saved",
+        help="Weights in fewer bits: fp8 halves the memory of bfloat16, on newer GPUs. "
         "A model that was saved quantized needs nothing here.",
     ),
     Setting(
@@ -307,6 +313,11 @@ def _check_together(spec: EngineSpec, here: Machine) -> None:
         raise ParameterError(
             f"kv_cache_dtype={spec.kv_cache_dtype} needs a GPU, or a processor with AVX-512.",
             hint="Leave kv_cache_dtype empty.",
+        )
+    if spec.quantization in _MADE_SMALL and not here.gpus:
+        raise ParameterError(
+            f"quantization={spec.quantization} needs a GPU.",
+            hint="Leave it empty, or choose a model that was saved quantized.",
         )
     if spec.gpu_memory_utilization is not None and not here.gpus:
         raise ParameterError(

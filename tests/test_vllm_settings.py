@@ -85,6 +85,7 @@ def test_gpu_gets_explicit_sizes_and_compiles(total_gib: float, slots: int, batc
         "max_num_batched_tokens": batched,
         "enforce_eager": False,
         "max_model_len": -1,
+        "enable_prefix_caching": True,
     }
 
 

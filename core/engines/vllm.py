@@ -9,11 +9,8 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import ctypes
-import gc
 import itertools
 import os
-import platform
 import sys
 import time
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, Mapping, Sequence
@@ -27,7 +24,8 @@ from core.engines.engine_log import EngineLog, cause_in
 from core.engines.guard import Guard
 from core.engines.tokenizer import Tokenizer
 from core.engines.vllm_distribution import Question
-from core.engines.vllm_info import describe, end_ids
+from core.engines.vllm_info import describe, end_ids, weights_bytes
+from core.engines.vllm_lora import VllmAdapters
 from core.engines.vllm_models import locate, read_facts
 from core.engines.vllm_params import (
     MOST_SCORED_TOKENS,
@@ -45,6 +43,7 @@ from core.engines.vllm_start import (
     error_types,
     explain,
     find_device,
+    give_memory_back,
     import_vllm,
     lasting_environment,
     start,
@@ -52,7 +51,7 @@ from core.engines.vllm_start import (
 from core.engines.vllm_stats import Counters, stat_logger
 from core.engines.vllm_structures import Structures
 from core.engines.vllm_turns import Turns
-from core.errors import EngineDied, EngineUnavailable, RequestRejected
+from core.errors import EngineDied, RequestRejected
 from core.settings import Settings
 from core.types import (
     ChatPrompt,
@@ -89,21 +88,16 @@ def load(
     """Start vLLM on a model and answer one request with it. Blocks for the whole load.
 
     `run` runs a coroutine on the loop that the engine will live on. Raises
-    EngineUnavailable, EngineLoadError (with the engine's log), ModelError.
+    EngineLoadError (with the engine's log), ModelError.
     """
-    from core import machine
-
     began = time.monotonic()
-    obstacle = machine.why_no_vllm(machine.describe())
-    if obstacle:
-        raise EngineUnavailable(obstacle)
     os.environ.update(log.begin())
     os.environ.update(lasting_environment())
     model = locate(spec, settings, report)
     report("Importing vLLM")
     import_vllm()
-    facts = read_facts(model, spec.dtype)
-    tokenizer = Tokenizer(model.name, model.folder)
+    facts = read_facts(model, spec)
+    tokenizer = Tokenizer(model.name, model.folder, trust_remote_code=spec.trust_remote_code)
     device = find_device()
     choice = choose(spec, facts, device)
     counters = Counters()
@@ -120,11 +114,12 @@ def load(
     loaded = VllmEngine(
         engine=engine,
         spec=spec,
-        info=describe(engine, model, tokenizer, facts, device, choice, began),
+        info=describe(engine, model, tokenizer, facts, device, choice, began, run(weights_bytes(engine))),
         tokenizer=tokenizer,
         counters=counters,
         guard=guard,
         log=log,
+        adapters=VllmAdapters(engine.vllm_config, device.kind, model),
     )
     try:
         report("Warming up")
@@ -148,6 +143,7 @@ class VllmEngine:
         counters: Counters,
         guard: Guard,
         log: EngineLog,
+        adapters: VllmAdapters,
     ) -> None:
         self.spec = spec
         self.info = info
@@ -161,6 +157,7 @@ class VllmEngine:
         self._numbers = itertools.count()
         self._structures = Structures(self._make_ready)
         self._turns = Turns()
+        self._adapters = adapters
 
     @property
     def chat_template(self) -> str | None:
@@ -204,6 +201,8 @@ class VllmEngine:
         return () if wanted is None else token_logprobs(part, wanted, self._tokenizer.texts)
 
     async def score(self, request: Request, choices: Sequence[str]) -> list[float]:
+        if "score" in self.info.cannot:
+            raise RequestRejected(self.info.cannot["score"], hint="Load it again without.")
         ids = await self._prompt_ids(request)
         answers = [tuple(tokens) for tokens in self._tokenizer.encode(choices)]
         if not answers or not all(answers):
@@ -238,7 +237,7 @@ class VllmEngine:
             tokens = wanted[begin : begin + MOST_SCORED_TOKENS]
             for params in scoring_params(tokens, forced=self._turns.alternatives > 0):
                 name = f"{request.id}-score-{next(self._numbers)}"
-                async for output in self._outputs(name, [*ids, *node], params, request.priority):
+                async for output in self._outputs(name, [*ids, *node], params, request):
                     part = output.outputs[0]
                     finish_reason(part)
                     found |= {token: entry.logprob for token, entry in part.logprobs[0].items()}
@@ -247,7 +246,7 @@ class VllmEngine:
     async def next_logprobs(self, request: Request) -> np.ndarray:
         question = Question(self._alive().vllm_config, await self._prompt_ids(request))
         name = f"{request.id}-next-{next(self._numbers)}"
-        outputs = self._outputs(name, question.token_ids, question.params, request.priority)
+        outputs = self._outputs(name, question.token_ids, question.params, request)
         async with contextlib.aclosing(outputs):
             (output,) = [each async for each in outputs]
         finish_reason(output.outputs[0])
@@ -264,7 +263,7 @@ class VllmEngine:
         else:
             with self._errors():
                 params = sampling_params(canonical(request.params), streaming, request.top_logprobs)
-            outputs = self._outputs(request.id, ids, params, request.priority)
+            outputs = self._outputs(request.id, ids, params, request)
         async with contextlib.aclosing(outputs):
             async for output in outputs:
                 yield output
@@ -275,7 +274,7 @@ class VllmEngine:
             raise RequestRejected(self.info.cannot["beam_search"], hint="Leave beam_width empty.")
 
         def generate(prompt: Any, params: Any, name: str) -> AsyncIterator[Any]:
-            return self._outputs(name, prompt["prompt_token_ids"], params, request.priority)
+            return self._outputs(name, prompt["prompt_token_ids"], params, request)
 
         room = self.info.max_model_len - len(ids)
         yield await vllm_beams.search(self._alive(), generate, request, ids, room)
@@ -285,14 +284,21 @@ class VllmEngine:
             raise EngineDied("The engine was unloaded.", hint="Load it again.")
         return self._engine
 
-    async def _outputs(self, name: str, ids: Sequence[int], params: Any, priority: int) -> AsyncIterator[Any]:
-        async with self._turns.of(params):
+    async def _outputs(
+        self, name: str, ids: Sequence[int], params: Any, request: Request
+    ) -> AsyncIterator[Any]:
+        """vLLM's outputs for a part of our request, with its priority and adapter."""
+        async with self._turns.of(params), self._adapters.held(request, self._alive) as adapter:
             engine = self._alive()
             self._live += 1
             try:
                 with self._errors():
                     generated = engine.generate(
-                        {"prompt_token_ids": ids}, params, name, priority=int(priority)
+                        {"prompt_token_ids": ids},
+                        params,
+                        name,
+                        lora_request=adapter,
+                        priority=int(request.priority),
                     )
                     async with contextlib.aclosing(generated) as outputs:
                         async for output in outputs:
@@ -321,7 +327,8 @@ class VllmEngine:
         with self._errors():
             asked = sampling_params(canonical(params), False)
         ids = self._tokenizer.encode_prompt("Hello")
-        outputs = self._outputs(f"structure-{next(self._numbers)}", ids, asked, Priority.CHAT)
+        request = Request(id=f"structure-{next(self._numbers)}", prompt=ids, priority=Priority.CHAT)
+        outputs = self._outputs(request.id, ids, asked, request)
         async with contextlib.aclosing(outputs):
             async for output in outputs:
                 finish_reason(output.outputs[0])
@@ -396,10 +403,4 @@ class VllmEngine:
         engine.shutdown = lambda timeout=None: None  # its __del__ would do it all again
         await asyncio.to_thread(self._guard.end_all, 2.0)
         del engine
-        _give_memory_back()
-
-
-def _give_memory_back() -> None:
-    gc.collect()
-    if platform.libc_ver()[0] == "glibc":
-        ctypes.CDLL(None).malloc_trim(0)
+        give_memory_back()

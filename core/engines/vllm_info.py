@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import asyncio
 import importlib.metadata
 import time
 from typing import Any
 
-from core.engines import vllm_beams
+from core.engines import vllm_beams, vllm_lora
 from core.engines.tokenizer import Tokenizer
 from core.engines.vllm_models import LocalModel, read_generation_config
 from core.engines.vllm_settings import Choice, DeviceFacts, ModelFacts
-from core.types import EngineInfo
+from core.types import EngineInfo, Feature
+
+_PATIENCE_S = 20.0
 
 
 def describe(
@@ -21,6 +24,7 @@ def describe(
     device: DeviceFacts,
     choice: Choice,
     began: float,
+    weights_bytes: int | None,
 ) -> EngineInfo:
     """Read from vLLM's own configuration: what it made of the arguments. `began`: when the load did."""
     config = engine.vllm_config
@@ -55,8 +59,32 @@ def describe(
             **({"notes": list(choice.notes)} if choice.notes else {}),
         },
         load_s=time.monotonic() - began,
-        cannot=vllm_beams.obstacles(),
+        cannot=vllm_beams.obstacles() | vllm_lora.obstacles(config, device.kind) | _cannot_guess(choice),
+        cannot_params=_cannot_params(choice),
+        weights_bytes=weights_bytes,
     )
+
+
+def _cannot_guess(choice: Choice) -> dict[Feature, str]:
+    """vLLM answers a request for some tokens' probabilities with none of them then."""
+    if "speculative_config" not in choice.arguments:
+        return {}
+    return {"score": "Choices can't be scored with speculative decoding."}
+
+
+def _cannot_params(choice: Choice) -> dict[str, str]:
+    if "speculative_config" not in choice.arguments:
+        return {}
+    return {name: f"{name} can't be used with speculative decoding." for name in ("min_p", "logit_bias")}
+
+
+async def weights_bytes(engine: Any) -> int | None:
+    """Memory of the weights over all devices, as vLLM's workers count it; None when they don't answer."""
+    try:
+        found = await asyncio.wait_for(engine.collective_rpc("workbench_weights_bytes"), _PATIENCE_S)
+    except TimeoutError:
+        return None
+    return sum(found) * engine.vllm_config.parallel_config.data_parallel_size
 
 
 def end_ids(tokenizer: Tokenizer, info: EngineInfo) -> tuple[int, ...]:

@@ -1,98 +1,31 @@
-"""What must be known of a model before vLLM loads it: its folder and sizes."""
+"""What must be known of a model before vLLM loads it: its sizes, and what its makers recommend."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
-from core import embedded
-from core.engines.base import Report
 from core.engines.vllm_settings import ModelFacts
 from core.errors import EngineLoadError
-from core.settings import Settings
+from core.models.locate import LocatedModel, locate
 from core.types import EngineSpec
 
-_DOWNLOADED = ["*.safetensors", "*.json", "*.txt", "*.model", "*.jinja"]
+__all__ = ["LocalModel", "locate", "read_facts", "read_generation_config"]
+
+LocalModel = LocatedModel
 _DTYPE_BYTES = {"float32": 4, "float": 4, "float16": 2, "half": 2, "bfloat16": 2}
 
 
-@dataclass(frozen=True, slots=True)
-class LocalModel:
-    """A model on this machine. `name` is for people, `folder` for vLLM."""
+def read_facts(model: LocalModel, spec: EngineSpec) -> ModelFacts:
+    """Sizes from the model's own files, in the number formats of `spec`.
 
-    name: str
-    folder: Path
-    revision: str | None
-
-
-def locate(spec: EngineSpec, settings: Settings, report: Report) -> LocalModel:
-    """Have the model in a folder: prepared, found or downloaded. Raises EngineLoadError, ModelError."""
-    if spec.model == "embedded":
-        report("Preparing the model")
-        return LocalModel(embedded.EMBEDDED_MODEL, embedded.prepare(settings, report), None)
-    folder = Path(spec.model).expanduser()
-    if folder.is_dir():
-        return _checked(LocalModel(folder.name, folder.resolve(), None))
-    if folder.is_absolute() or spec.model.startswith((".", "~")) or spec.model.count("/") != 1:
-        raise EngineLoadError(
-            f"There is no model {spec.model!r}.",
-            hint="Give 'embedded', a folder with a model, or a Hugging Face id such as owner/name.",
-        )
-    report(f"Downloading {spec.model}")
-    return _checked(LocalModel(spec.model, _download(spec), spec.revision))
-
-
-def _download(spec: EngineSpec) -> Path:
-    import huggingface_hub
-    from huggingface_hub import errors
-
-    try:
-        folder = huggingface_hub.snapshot_download(
-            spec.model, revision=spec.revision, allow_patterns=_DOWNLOADED
-        )
-    except errors.GatedRepoError as error:
-        raise EngineLoadError(
-            f"{spec.model} is gated: its owner must let you in first.",
-            hint="Ask for access on its Hugging Face page and set HF_TOKEN.",
-        ) from error
-    except errors.RevisionNotFoundError as error:
-        raise EngineLoadError(f"{spec.model} has no revision {spec.revision!r}.") from error
-    except (errors.RepositoryNotFoundError, errors.HFValidationError) as error:
-        raise EngineLoadError(
-            f"There is no model {spec.model!r} on Hugging Face, and no folder of that name.",
-            hint="Check its name; for a private one set HF_TOKEN.",
-        ) from error
-    except (OSError, errors.HfHubHTTPError, errors.LocalEntryNotFoundError) as error:
-        raise EngineLoadError(
-            f"{spec.model} could not be downloaded: Hugging Face can't be reached or broke off.",
-            hint="Check the network (HF_ENDPOINT names a mirror), or give the model's folder.",
-        ) from error
-    return Path(folder)
-
-
-def _checked(model: LocalModel) -> LocalModel:
-    if not (model.folder / "config.json").is_file():
-        raise EngineLoadError(
-            f"{model.folder} holds no model: config.json is missing.",
-            hint="Give the folder that holds config.json and *.safetensors.",
-        )
-    if not any(model.folder.glob("*.safetensors")):
-        raise EngineLoadError(
-            f"{model.folder} holds no *.safetensors weights.",
-            hint="Only safetensors are loaded, as other formats can run code.",
-        )
-    return model
-
-
-def read_facts(model: LocalModel, dtype: str) -> ModelFacts:
-    """Sizes from the model's own files. Raises EngineLoadError when its architecture is unknown."""
+    Raises EngineLoadError when its architecture is unknown.
+    """
     from transformers import AutoConfig
 
     try:
-        config = AutoConfig.from_pretrained(model.folder, trust_remote_code=False)
+        config = AutoConfig.from_pretrained(model.folder, trust_remote_code=spec.trust_remote_code)
     except (ValueError, OSError, KeyError) as error:
         raise EngineLoadError(
             f"{model.name} can't be loaded: {_first_line(error)}",
@@ -103,9 +36,14 @@ def read_facts(model: LocalModel, dtype: str) -> ModelFacts:
     head_size = getattr(text, "head_dim", None) or getattr(text, "hidden_size", 0) // heads
     key_value_heads = getattr(text, "num_key_value_heads", None) or heads
     kept_as = str(getattr(text, "dtype", None) or "bfloat16").removeprefix("torch.")
+    dtype = spec.dtype
     number_bytes = _DTYPE_BYTES.get(dtype if dtype != "auto" else kept_as, 2)
     if dtype == "auto":  # vLLM loads float32 models in half precision
         number_bytes = min(number_bytes, 2)
+    if spec.kv_cache_dtype is not None:
+        number_bytes = _DTYPE_BYTES.get(
+            spec.kv_cache_dtype, 1 if "fp8" in spec.kv_cache_dtype else number_bytes
+        )
     layers = getattr(text, "num_hidden_layers", 1)
     return ModelFacts(
         weights_bytes=sum(path.stat().st_size for path in model.folder.glob("*.safetensors")),

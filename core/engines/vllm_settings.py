@@ -5,7 +5,7 @@ Measured on two cores with SmolLM2-135M: see `choose` for what each choice buys.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from core.errors import EngineLoadError
@@ -24,6 +24,18 @@ _TOKENS_PER_SLOT = 1024
 _LEAST_CONTEXT = 512
 _BIG_GPU_BYTES = 70 * _GIB
 _SMALL_MODEL_BYTES = 4 * _GIB
+DEFAULT_LORAS = 4
+"""Adapters that one step may use, where LoRA is asked for and their number isn't."""
+
+_PASSED_ON = (
+    "kv_cache_dtype",
+    "quantization",
+    "enable_chunked_prefill",
+    "tensor_parallel_size",
+    "pipeline_parallel_size",
+    "data_parallel_size",
+    "distributed_executor_backend",
+)
 _CUDA_GRAPH_SEQUENCES = 512
 """The most sequences of a step that vLLM records a graph for by default: beyond, each kernel is launched."""
 
@@ -48,7 +60,10 @@ class DeviceFacts:
 
 @dataclass(frozen=True, slots=True)
 class Choice:
-    """vLLM's engine arguments, the batch's width, and remarks for the user on what was reduced."""
+    """vLLM's engine arguments, the batch's width, and remarks for the user on what was reduced.
+
+    `batch_slots` counts all copies of the model, vLLM's own max_num_seqs one of them.
+    """
 
     arguments: dict[str, Any]
     batch_slots: int
@@ -61,7 +76,41 @@ def choose(spec: EngineSpec, model: ModelFacts, device: DeviceFacts) -> Choice:
     max_num_seqs and max_num_batched_tokens are always given: left out, AsyncLLM takes
     128 and 2,048 on any device, a quarter less throughput than an H200 has to give.
     """
-    return _choose_cpu(spec, model, device) if device.kind == "cpu" else _choose_gpu(spec, model, device)
+    choice = _choose_cpu(spec, model, device) if device.kind == "cpu" else _choose_gpu(spec, model, device)
+    arguments = choice.arguments | _as_asked(spec) | _adapters(spec, device)
+    if spec.enable_chunked_prefill is False:  # then a step must hold the longest prompt
+        context = arguments["max_model_len"] if arguments["max_model_len"] > 0 else model.context_tokens
+        arguments["max_num_batched_tokens"] = max(arguments["max_num_batched_tokens"], context)
+    slots = choice.batch_slots * (spec.data_parallel_size or 1)
+    return replace(choice, arguments=arguments, batch_slots=slots)
+
+
+def _as_asked(spec: EngineSpec) -> dict[str, Any]:
+    """What needs no choice: vLLM's own default is right, or has been asked not to be taken."""
+    arguments = {name: getattr(spec, name) for name in _PASSED_ON if getattr(spec, name) is not None}
+    arguments["enable_prefix_caching"] = spec.enable_prefix_caching is not False
+    if spec.trust_remote_code:
+        arguments["trust_remote_code"] = True
+    if spec.speculative_config is not None:
+        arguments["speculative_config"] = dict(spec.speculative_config)
+    if spec.distributed_executor_backend == "ray" and (spec.data_parallel_size or 1) > 1:
+        arguments["data_parallel_backend"] = "ray"
+    return arguments
+
+
+def _adapters(spec: EngineSpec, device: DeviceFacts) -> dict[str, Any]:
+    """On a CPU one place more than asked for: without an empty last one, vLLM answers requests for the
+    model itself with the adapter there, as soon as they share a step.
+    """
+    if not spec.enable_lora:
+        return {}
+    places = (spec.max_loras or DEFAULT_LORAS) + (device.kind == "cpu")
+    arguments: dict[str, Any] = {"enable_lora": True, "max_loras": places}
+    if spec.max_lora_rank is not None:
+        arguments["max_lora_rank"] = spec.max_lora_rank
+    if spec.max_cpu_loras is not None:
+        arguments["max_cpu_loras"] = max(spec.max_cpu_loras, places)
+    return arguments
 
 
 def _choose_gpu(spec: EngineSpec, model: ModelFacts, device: DeviceFacts) -> Choice:

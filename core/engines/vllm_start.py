@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import ctypes
 import functools
+import gc
 import os
 import platform
 import re
@@ -15,6 +17,7 @@ from core.engines.children import OFFLINE, faster_libraries
 from core.engines.engine_log import cause_in
 from core.engines.vllm_models import LocalModel
 from core.engines.vllm_settings import Choice, DeviceFacts
+from core.engines.vllm_worker import WeightsReport
 from core.errors import EngineError, EngineLoadError
 from core.types import EngineSpec
 
@@ -49,13 +52,12 @@ def start(spec: EngineSpec, model: LocalModel, choice: Choice, stat_logger: Call
         model=str(model.folder),
         served_model_name=[model.name],
         dtype=spec.dtype,
-        trust_remote_code=False,
         scheduling_policy="priority",
-        enable_prefix_caching=True,
         enable_log_requests=False,
         max_logprobs=-1,  # the next token's whole distribution may be asked for
         # only xgrammar keeps white space out, in which a small model loses itself until max_tokens
         structured_outputs_config=StructuredOutputsConfig(backend="xgrammar", disable_any_whitespace=True),
+        worker_extension_cls=f"{WeightsReport.__module__}.{WeightsReport.__name__}",
         **choice.arguments,
     )
     return AsyncLLM.from_engine_args(arguments, stat_loggers=[stat_logger])
@@ -110,6 +112,13 @@ def child_environment(device: DeviceFacts, *, eager: bool = False) -> dict[str, 
             variables["TORCHDYNAMO_DISABLE"] = os.environ.get("TORCHDYNAMO_DISABLE", "1")
         variables |= faster_libraries()
     return variables
+
+
+def give_memory_back() -> None:
+    """To the system, after an engine was ended: this process's own part of it."""
+    gc.collect()
+    if platform.libc_ver()[0] == "glibc":
+        ctypes.CDLL(None).malloc_trim(0)
 
 
 def explain(error: Exception, model: LocalModel, log: tuple[str, ...]) -> EngineError:
