@@ -2,9 +2,9 @@
 
 import json
 import time
-from pathlib import Path
 
 import pytest
+from apps import HOME, button, opened, until
 from streamlit.testing.v1 import AppTest
 
 from core import transcripts
@@ -13,27 +13,10 @@ from core.types import Message
 from pages.parts import session
 from pages.parts.chat_messages import differences
 
-HOME = str(Path(__file__).parents[1] / "Home.py")
-
 
 @pytest.fixture
 def app(workspace):
-    app = AppTest.from_file(HOME, default_timeout=30)
-    app.run()
-    until(app, lambda: session.runtime().status().phase == "ready")
-    app.switch_page("pages/chat.py").run()
-    assert not app.exception
-    return app
-
-
-def until(app, condition, timeout_s=30.0):
-    """Run the page again and again, as its fragments would, until `condition`."""
-    end = time.monotonic() + timeout_s
-    while not condition():
-        assert time.monotonic() < end, "it did not happen in time"
-        time.sleep(0.02)
-    app.run()
-    assert not app.exception
+    return opened("chat")
 
 
 def conversation_id(app):
@@ -61,10 +44,6 @@ def last(app):
 def words(app):
     """All Markdown, text and captions of the page, for looking up what it says."""
     return "\n".join(element.value for element in [*app.markdown, *app.text, *app.caption])
-
-
-def button(app, label):
-    return next(button for button in [*app.button, *app.sidebar.button] if button.label == label)
 
 
 def title(app):

@@ -1,11 +1,10 @@
 """The compare page, run as Streamlit runs it, with the scripted engine."""
 
 import json
-import time
-from pathlib import Path
 
 import pytest
-from streamlit.testing.v1 import AppTest
+from apps import button, opened, until
+from waiting import until as waited
 
 from core.comparing import report
 from core.comparing.cells import Place
@@ -17,31 +16,10 @@ from pages.parts.compare_grid import texts
 from pages.parts.compare_sets import automatic_names
 from pages.parts.compare_setup import seeds_of
 
-HOME = str(Path(__file__).parents[1] / "Home.py")
-
 
 @pytest.fixture
 def app(workspace):
-    app = AppTest.from_file(HOME, default_timeout=30)
-    app.run()
-    until(app, lambda: session.runtime().status().phase == "ready")
-    app.switch_page("pages/compare.py").run()
-    assert not app.exception
-    return app
-
-
-def until(app, condition, timeout_s=30.0):
-    """Run the page again and again, as its fragments would, until `condition`."""
-    end = time.monotonic() + timeout_s
-    while not condition():
-        assert time.monotonic() < end, "it did not happen in time"
-        time.sleep(0.02)
-    app.run()
-    assert not app.exception
-
-
-def button(app, label):
-    return next(one for one in app.button if one.label == label)
+    return opened("compare")
 
 
 def field(elements, label):
@@ -97,10 +75,7 @@ def start(prompts=("One?", "Two?"), sets=2, **fields):
         **fields,
     )
     comparison_id = session.comparisons().start(spec)
-    end = time.monotonic() + 20
-    while session.comparisons().view(comparison_id).is_live:
-        assert time.monotonic() < end
-        time.sleep(0.02)
+    waited(lambda: not session.comparisons().view(comparison_id).is_live)
     return comparison_id
 
 

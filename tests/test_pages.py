@@ -1,9 +1,7 @@
 """The shell and its pages, run as Streamlit runs them, with the scripted engine."""
 
-import time
-from pathlib import Path
-
 import pytest
+from apps import HOME, button, opened, turned_to, until
 from streamlit.testing.v1 import AppTest
 
 from core.errors import EngineLoadError, EngineUnavailable
@@ -11,40 +9,15 @@ from core.types import EngineStatus
 from pages.parts import session
 from pages.parts.charts import duration, gibibytes, per_second, spark
 
-HOME = str(Path(__file__).parents[1] / "Home.py")
-
 
 @pytest.fixture
 def app(workspace):
-    app = AppTest.from_file(HOME, default_timeout=20)
-    app.run()
-    until(app, lambda: session.runtime().status().phase == "ready")
-    return app
-
-
-def until(app, condition, timeout_s=20.0):
-    """Run the page again and again, as its fragments would, until `condition`."""
-    end = time.monotonic() + timeout_s
-    while not condition():
-        assert time.monotonic() < end, "it did not happen in time"
-        time.sleep(0.02)
-    app.run()
-    assert not app.exception
-
-
-def open_page(app, name):
-    app.switch_page(f"pages/{name}.py").run()
-    assert not app.exception
-    return app
+    return opened()
 
 
 def words(app):
     """All Markdown and captions of the page, for looking up what it says."""
     return "\n".join(element.value for element in [*app.markdown, *app.caption, *app.sidebar.caption])
-
-
-def button(app, label):
-    return next(button for button in [*app.button, *app.sidebar.button] if button.label == label)
 
 
 def send(app, text):
@@ -64,7 +37,7 @@ def test_home_shows_the_ways_in_machine_and_engine(app):
 
 def test_engine_bar_is_on_every_page(app):
     for page in ("home", "chat", "compare"):
-        open_page(app, page)
+        turned_to(app, page)
         assert app.sidebar.metric[0].label == "Output tokens/s"
         assert "Running **0** · waiting **0**" in words(app)
 
@@ -141,7 +114,7 @@ def test_a_wrong_setting_is_said_in_words(workspace, monkeypatch):
 
 
 def test_stop_texts_are_one_a_line_with_escapes(app):
-    open_page(app, "chat")
+    turned_to(app, "chat")
     app.text_area(key="chat:new:stop").set_value("END\n\\n\\n\na\\\\b").run()
     send(app, "hi")
     kept = session.chats().conversations.get(app.query_params["c"])
@@ -149,7 +122,7 @@ def test_stop_texts_are_one_a_line_with_escapes(app):
 
 
 def test_a_value_that_cannot_be_used_is_named_and_left_out(app):
-    open_page(app, "chat")
+    turned_to(app, "chat")
     app.text_input(key="chat:new:logit_bias").set_value("{nonsense").run()
     assert "logit\\_bias" in app.error[0].value
     send(app, "hi")
@@ -157,7 +130,7 @@ def test_a_value_that_cannot_be_used_is_named_and_left_out(app):
 
 
 def test_reset_brings_the_defaults_back(app):
-    open_page(app, "chat")
+    turned_to(app, "chat")
     app.number_input(key="chat:new:max_tokens").set_value(7)
     app.number_input(key="chat:new:seed").set_value(5).run()
     app.button(key="chat:new:reset").click().run()
