@@ -36,15 +36,15 @@ def huggingface_cache() -> Path:
     """Where huggingface_hub keeps models: HF_HUB_CACHE, HF_HOME or the user's cache folder."""
     for variable in ("HF_HUB_CACHE", "HUGGINGFACE_HUB_CACHE"):
         if os.environ.get(variable):
-            return Path(os.environ[variable]).expanduser()
+            return Path(os.environ[variable]).expanduser().resolve()
     cache = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
     home = os.environ.get("HF_HOME") or f"{cache}/huggingface"
-    return Path(home).expanduser() / "hub"
+    return (Path(home).expanduser() / "hub").resolve()
 
 
 def modelscope_cache() -> Path:
     """Where modelscope keeps models: MODELSCOPE_CACHE or ~/.cache/modelscope."""
-    return Path(os.environ.get("MODELSCOPE_CACHE") or "~/.cache/modelscope").expanduser()
+    return Path(os.environ.get("MODELSCOPE_CACHE") or "~/.cache/modelscope").expanduser().resolve()
 
 
 def snapshots() -> Iterator[Snapshot]:
@@ -105,16 +105,29 @@ def _folders(parent: Path) -> list[Path]:
     return sorted(path for path in parent.iterdir() if path.is_dir() and not path.name.startswith("."))
 
 
-def remove(snapshot: Snapshot, files: tuple[Path, ...] = ()) -> None:
-    """Take a snapshot out of its cache, or only these files of it. Raises ModelError.
+def bytes_in(folder: Path) -> int:
+    """What a folder takes on the disk, with what is in it: a file that two names mean counts once."""
+    sizes = {}
+    for path in folder.rglob("*"):
+        if path.is_file() and not path.is_symlink():
+            stat = path.stat()
+            sizes[stat.st_dev, stat.st_ino] = stat.st_size
+    return sum(sizes.values())
 
-    What another revision needs, too, stays.
+
+def remove(snapshot: Snapshot, files: tuple[Path, ...] = ()) -> int:
+    """Take a snapshot out of its cache, or only these files of it; gives the bytes that this freed.
+
+    What another revision needs, too, stays. Raises ModelError.
     """
+    home = snapshot.folder.parent.parent if snapshot.folder.parent.name == "snapshots" else snapshot.folder
     try:
+        before = bytes_in(home)
         if snapshot.hub == "huggingface":
             _remove_from_huggingface(snapshot, frozenset(files))
         else:
             _remove_from_modelscope(snapshot, files)
+        return before - (bytes_in(home) if home.is_dir() else 0)
     except OSError as error:
         raise ModelError(
             f"{snapshot.repo} could not be deleted: {error.strerror or error}.",

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Literal
 
 from core.errors import ModelError
-from core.models import facts, headers
+from core.models import facts, headers, licenses
 
 Format = Literal["safetensors", "gguf", "pickle", "adapter", "unknown"]
 
@@ -40,6 +40,7 @@ class Checkpoint:
     hint: str = ""
     partial: bool = False
     facts: facts.ModelFacts | None = None
+    license: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,7 +55,8 @@ def look(folder: Path, *, pickle: bool = False) -> Checkpoint:
     files = tuple(sorted(path for path in folder.iterdir() if path.is_file()))
     names = {path.name for path in files}
     if "adapter_config.json" in names and "config.json" not in names:
-        return Checkpoint(format="adapter", files=files, size_bytes=size_of(files))
+        size = size_of(files)
+        return Checkpoint(format="adapter", files=files, size_bytes=size, license=licenses.of_folder(folder))
     found: Format = "unknown"
     if any(name.endswith(".safetensors") for name in names) or INDEX in names:
         found = "safetensors"
@@ -73,6 +75,7 @@ def look(folder: Path, *, pickle: bool = False) -> Checkpoint:
         hint=problem.hint if problem else "",
         partial=problem.partial if problem else False,
         facts=_facts(folder),
+        license=licenses.of_folder(folder),
     )
 
 
@@ -88,13 +91,15 @@ def look_gguf(file: Path) -> Checkpoint:
     """At a GGUF file; of a model in several parts, at the first. Raises OSError."""
     files, missing = gguf_parts(file)
     problem = _Problem(f"It has parts that are missing: {_some(missing)}.", _AGAIN, True) if missing else None
+    license = None
     for path in () if missing else files:
         try:
-            tensors = headers.read_gguf(headers.local(path), path.name).tensors
+            header = headers.read_gguf(headers.local(path), path.name)
         except ModelError as error:
             problem = _Problem(error.message, error.hint or _AGAIN)
             break
-        if tensors.total_bytes > path.stat().st_size:
+        license = license or licenses.short(header.values.get("general.license"))
+        if header.tensors.total_bytes > path.stat().st_size:
             problem = _Problem(f"{path.name} is cut: it is shorter than its header says.", _AGAIN, True)
             break
     return Checkpoint(
@@ -105,6 +110,7 @@ def look_gguf(file: Path) -> Checkpoint:
         hint=problem.hint if problem else "",
         partial=problem.partial if problem else False,
         facts=None if problem else _facts(file),
+        license=license,
     )
 
 

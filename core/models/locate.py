@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import contextlib
-import importlib.util
 import logging
+import os
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -51,7 +51,7 @@ def locate(spec: EngineSpec, settings: Settings, report: Report) -> LocatedModel
         found = LocatedModel(embedded.EMBEDDED_MODEL, prepare(settings, report))
     else:
         there = find(spec.model, settings, hub=spec.hub, revision=spec.revision)
-        if there is not None and _hub_of(there.path) and _is_partial(there.path):
+        if there is not None and _snapshot_of(there.path) and _is_partial(there.path):
             there = None  # a download that was broken off goes on
         found = _checked(there or _fetched(spec, settings, report), spec, settings)
     _remember_use(settings, found.path)
@@ -66,30 +66,26 @@ def find(
         folder = embedded.path(settings)
         return LocatedModel(embedded.EMBEDDED_MODEL, folder) if embedded.is_ready(settings) else None
     if hub is None:
-        path = Path(model).expanduser()
-        if path.is_dir():
-            return LocatedModel(*_named(path.resolve()))
-        if path.suffix.lower() == ".gguf" and path.is_file():
-            # a file of a hub's cache is a link to one without a name: only its folder is resolved
-            return LocatedModel(*_named(path.parent.resolve() / path.name))
+        # made absolute, not resolved: a file of a hub's cache is a link to one without a name
+        path = Path(os.path.abspath(Path(model).expanduser()))
+        if path.is_dir() or (path.suffix.lower() == ".gguf" and path.is_file()):
+            return _named(path)
         named = _of_the_workspace(model, settings)
         if named is not None:
             return LocatedModel(model, named)
     snapshot = caches.find(model, revision, hub)
     if snapshot is None:
         return None
-    return LocatedModel(snapshot.repo, snapshot.folder.resolve(), snapshot.revision)
+    return LocatedModel(snapshot.repo, snapshot.folder, snapshot.revision)
 
 
-def _named(path: Path) -> tuple[str, Path, str | None]:
-    """(Name, path, revision) of a folder or file: a hub's where it lies in its cache."""
-    for snapshot in caches.snapshots():
-        folder = snapshot.folder.resolve()
-        if path == folder:
-            return snapshot.repo, path, snapshot.revision
-        if path.parent == folder:
-            return f"{snapshot.repo}/{path.name}", path, snapshot.revision
-    return path.name.removesuffix(".gguf"), path, None
+def _named(path: Path) -> LocatedModel:
+    """A folder or file: under a hub's name where it lies in its cache."""
+    snapshot = _snapshot_of(path)
+    if snapshot is None:
+        return LocatedModel(path.name.removesuffix(".gguf"), path)
+    name = snapshot.repo if path.is_dir() else f"{snapshot.repo}/{path.name}"
+    return LocatedModel(name, path, snapshot.revision)
 
 
 def _of_the_workspace(name: str, settings: Settings) -> Path | None:
@@ -107,12 +103,10 @@ def _of_the_workspace(name: str, settings: Settings) -> Path | None:
     return folder if folder.is_dir() else None
 
 
-def _hub_of(path: Path) -> caches.Snapshot | None:
+def _snapshot_of(path: Path) -> caches.Snapshot | None:
     """The snapshot of a hub's cache that this is, or lies in."""
-    for snapshot in caches.snapshots():
-        if snapshot.folder.resolve() in (path, path.parent):
-            return snapshot
-    return None
+    folder = path.resolve() if path.is_dir() else path.parent.resolve()
+    return next((one for one in caches.snapshots() if one.folder == folder), None)
 
 
 def _is_partial(path: Path) -> bool:
@@ -123,14 +117,8 @@ def _fetched(spec: EngineSpec, settings: Settings, report: Report) -> LocatedMod
     if not _HUB_ID.fullmatch(spec.model):
         raise ModelError(
             f"There is no model {spec.model!r}.",
-            hint="Give 'embedded', a folder, a GGUF file, a hub's id (owner/name), or a name that `models list` shows.",
+            hint="Give 'embedded', a folder, a GGUF file, a name that `models list` shows, or a hub's id.",
         )
-    if importlib.util.find_spec("core.hub.downloads") is None:
-        import huggingface_hub
-
-        report(f"Downloading {spec.model}")
-        huggingface_hub.snapshot_download(spec.model, revision=spec.revision)
-        return find(spec.model, settings, hub=spec.hub, revision=spec.revision)
     from core.hub import downloads
 
     hub = spec.hub or "huggingface"
@@ -141,7 +129,7 @@ def _fetched(spec: EngineSpec, settings: Settings, report: Report) -> LocatedMod
 
 def _checked(model: LocatedModel, spec: EngineSpec, settings: Settings) -> LocatedModel:
     """The model in the form that the engine reads. Raises ModelError that says what is wrong with it."""
-    snapshot = _hub_of(model.path)
+    snapshot = _snapshot_of(model.path)
     asked = (snapshot.repo, snapshot.hub) if snapshot else (str(model.path), None)
     allowed = permissions.allowed(settings, *asked)
     if spec.trust_remote_code and snapshot and "code" not in allowed:
