@@ -88,7 +88,7 @@ class Answerer:
         suffix = f"-{turn}" if turn else ""
         return Request(
             id=f"{self._run_id}-{item.row}{suffix}",
-            prompt=item.token_ids,
+            prompt=item.prompt,
             params=params,
             priority=Priority.BATCH,
             adapter=item.adapter,

@@ -19,7 +19,7 @@ from core.prompt_styles import Wrapper
 from core.runtime import Runtime
 from core.sampling import BY_NAME
 from core.store import MessageState, new_id
-from core.types import Completion, Delta, Message, Priority, Request, Timing, TokenLogprob
+from core.types import Completion, Delta, LoraAdapter, Message, Priority, Request, Timing, TokenLogprob
 
 _log = logging.getLogger(__name__)
 _SAVE_EVERY_S = 0.5
@@ -55,6 +55,7 @@ class Answer:
     `style`, `wrapper` and `template_options` as in `core.chat_templates.fit`. With `top_logprobs` the
     details have each token's probability and that many alternatives, where the engine can tell.
     With `earlier` the answer goes on in place: text and figures are those of both parts together.
+    `adapter`: the LoRA adapter that answers.
     """
 
     def __init__(
@@ -68,6 +69,7 @@ class Answer:
         top_logprobs: int | None = None,
         priority: Priority = Priority.CHAT,
         earlier: Earlier | None = None,
+        adapter: LoraAdapter | None = None,
     ) -> None:
         self.state: MessageState = "generating"
         self._params = dict(params)
@@ -85,6 +87,7 @@ class Answer:
         )
         self._top_logprobs = top_logprobs
         self._priority = priority
+        self._adapter = adapter
         self._earlier = earlier
         self._parts: list[str] = []
         self._logprobs: list[list[Any]] = []
@@ -137,6 +140,8 @@ class Answer:
         }
         if self._begins_inside:  # `core.reasoning` can't know it from the answer
             figures["begins_inside"] = True
+        if self._adapter is not None:
+            figures["adapter"] = self._adapter.name
         return _added_up(self._earlier.details, figures) if self._earlier else figures
 
     @property
@@ -220,13 +225,19 @@ class Answer:
         continued = self._earlier.text if self._earlier else ""
         self._prompt_tokens, self._dropped_turns = prompt.tokens, prompt.dropped_turns
         self._begins_inside = reasoning.opened_by(prompt.text.removesuffix(continued))
+        params = self._params
+        if self._stops:  # a token's name may have to be asked for: not on the loop
+            params = await asyncio.to_thread(
+                prompt_styles.with_stops, self._params, engine, self._style, self._wrapper
+            )
         return Request(
             id=f"chat-{new_id()}",
-            prompt=prompt.token_ids,
-            params=prompt_styles.with_stops(self._params, engine, self._style, self._wrapper),
+            prompt=prompt.prompt,
+            params=params,
             priority=self._priority,
             # a look at the answer, not a part of what is asked: an engine without it answers as well
             top_logprobs=None if "top_logprobs" in engine.info.cannot else self._top_logprobs,
+            adapter=self._adapter,
         )
 
     def _add(self, delta: Delta) -> None:

@@ -1,4 +1,4 @@
-"""A conversation -> the prompt an engine takes, cut to its context."""
+"""A conversation -> the prompt an engine takes, cut to its context where the engine tells its tokens."""
 
 from __future__ import annotations
 
@@ -12,20 +12,32 @@ from core.engines.base import Engine
 from core.errors import RequestRejected
 from core.prompt_styles import Wrapper
 from core.prompts import plain_text
-from core.types import Message
+from core.types import ChatPrompt, Message, Prompt
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FittedPrompt:
-    """`token_ids` as the engine gets them, `text` what they say; `dropped` did not fit, oldest first."""
+    """`token_ids` as the engine gets them, `text` what they say; `dropped` did not fit, oldest first.
 
-    token_ids: tuple[int, ...]
+    From an engine without "tokens" nobody has them: `token_ids` is None. It gets `chat` then, the
+    messages that it renders itself (`text` is empty), or else the text.
+    """
+
+    token_ids: tuple[int, ...] | None
     text: str
     dropped: tuple[Message, ...] = ()
+    chat: ChatPrompt | None = None
 
     @property
-    def tokens(self) -> int:
-        return len(self.token_ids)
+    def prompt(self) -> Prompt:
+        """What the engine gets."""
+        if self.token_ids is not None:
+            return self.token_ids
+        return self.text if self.chat is None else self.chat
+
+    @property
+    def tokens(self) -> int | None:
+        return None if self.token_ids is None else len(self.token_ids)
 
     @property
     def dropped_turns(self) -> int:
@@ -48,7 +60,8 @@ def fit(
     many templates insist that the user speaks first. Room for the answer is
     `max_tokens`, at most half the context: a large max_tokens must not cost the
     whole memory of the conversation. The newest message stays in any case;
-    its answer may then be cut by the context.
+    its answer may then be cut by the context. For an engine without "tokens" nothing is
+    dropped: it refuses what is too long.
 
     `style` and `wrapper` are those of `core.prompt_styles`, `options` further variables of
     the model's chat template. `continued` is the beginning of the answer: the model goes on from there.
@@ -61,6 +74,8 @@ def fit(
     starts = [index for index, message in enumerate(turns) if message.role == "user"]
     if not starts:
         raise RequestRejected("There is no message to answer.", hint="Write one.")
+    if "tokens" in engine.info.cannot:
+        return _uncounted(messages, engine, style, wrapper, options, continued)
     context = engine.info.max_model_len
     budget = context - min(max_tokens, context // 2)
     made: dict[int, FittedPrompt] = {}
@@ -84,6 +99,24 @@ def fit(
             hint="Shorten it, or load the model with a larger context.",
         )
     return prompt
+
+
+def _uncounted(
+    messages: Sequence[Message],
+    engine: Engine,
+    style: str,
+    wrapper: Wrapper | None,
+    options: Mapping[str, Any] | None,
+    continued: str,
+) -> FittedPrompt:
+    if style != prompt_styles.CHAT or not engine.info.has_chat_template:
+        text, _add_special_tokens = _render(messages, engine, style, wrapper, options)
+        return FittedPrompt(token_ids=None, text=text + continued)
+    if continued:
+        raise RequestRejected(
+            "This engine begins each answer anew: it can't go on with one.", hint="Regenerate it instead."
+        )
+    return FittedPrompt(token_ids=None, text="", chat=ChatPrompt(tuple(messages), dict(options or {})))
 
 
 def _render(

@@ -20,19 +20,23 @@ class Inspection:
     `pieces` are its tokens, those included that the tokenizer adds to `text`. `context_tokens` is
     the context's size, of which `answer_tokens` are left for the answer: max_tokens at most.
     `dropped` messages did not fit, oldest first. `template` made the text: the model's own, or the
-    wrapper's; None where the contents are all there is.
+    wrapper's; None where the contents are all there is, or nobody sees it.
+
+    From an engine without "tokens" there are no `pieces`; where it makes the text of a conversation
+    itself, `messages` are what it gets, and `text` is empty.
     """
 
     text: str
-    pieces: tuple[TokenPiece, ...]
+    pieces: tuple[TokenPiece, ...] | None
     context_tokens: int
     answer_tokens: int
     dropped: tuple[Message, ...]
     template: str | None
+    messages: tuple[Message, ...] = ()
 
     @property
-    def prompt_tokens(self) -> int:
-        return len(self.pieces)
+    def prompt_tokens(self) -> int | None:
+        return None if self.pieces is None else len(self.pieces)
 
 
 def inspect(
@@ -52,11 +56,12 @@ def inspect(
     context = engine.info.max_model_len
     return Inspection(
         text=prompt.text,
-        pieces=tuple(engine.pieces(prompt.token_ids)),
+        pieces=None if prompt.token_ids is None else tuple(engine.pieces(prompt.token_ids)),
         context_tokens=context,
-        answer_tokens=min(max_tokens, context - prompt.tokens),
+        answer_tokens=min(max_tokens, context - (prompt.tokens or 0)),
         dropped=prompt.dropped,
         template=_template(engine, style, wrapper),
+        messages=prompt.chat.messages if prompt.chat else (),
     )
 
 

@@ -119,8 +119,10 @@ def with_stops(
     texts = stops(style, wrapper)
     if not texts or params.get("beam_width") is not None:
         return dict(params)
-    encoded = engine.encode(texts)
-    pieces = [engine.pieces(token_ids)[0] for token_ids in encoded if len(token_ids) == 1]
+    pieces = []
+    if "tokens" not in engine.info.cannot:
+        encoded = engine.encode(texts)
+        pieces = [engine.pieces(token_ids)[0] for token_ids in encoded if len(token_ids) == 1]
     added = {"stop": texts, "stop_token_ids": [piece.token_id for piece in pieces if piece.special]}
     return {
         **params,

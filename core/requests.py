@@ -18,7 +18,7 @@ from core.recipes import Recipe
 from core.results import Asked, InputRow, Result
 from core.run_spec import OverflowSpec
 from core.tables import Column
-from core.types import LoraAdapter, Message
+from core.types import ChatPrompt, LoraAdapter, Message, Prompt
 
 _CUT_ATTEMPTS = 6
 
@@ -29,10 +29,11 @@ class Item:
 
     `key` is that of `request_key`; `text` is set when the prompt is no chat. `truncated_tokens`:
     what was cut from the prompt, of all turns so far, to make it fit. `adapter` is the one that answers.
+    `token_ids` is None where the engine has no "tokens", and makes them of the text or the chat itself.
     """
 
     row: int
-    token_ids: Sequence[int]
+    token_ids: Sequence[int] | None
     params: Mapping[str, Any]
     key: bytes
     messages: tuple[Message, ...] = ()
@@ -40,6 +41,13 @@ class Item:
     text: str | None = None
     truncated_tokens: int | None = None
     adapter: LoraAdapter | None = None
+
+    @property
+    def prompt(self) -> Prompt:
+        """What the engine gets."""
+        if self.token_ids is not None:
+            return self.token_ids
+        return ChatPrompt(self.messages) if self.text is None else self.text
 
     @property
     def asked(self) -> Asked:
@@ -50,7 +58,8 @@ class Preparer:
     """Rows of the table into Items, or into the reason why not. Runs on the reader's thread.
 
     `params` are the run's, complete; a row's own are laid over them. `adapters`: as
-    `core.adapters.registry.registered` gives them.
+    `core.adapters.registry.registered` gives them. Raises ParameterError where prompts are to be cut,
+    and the engine has no "tokens" to cut them by.
     """
 
     def __init__(
@@ -71,6 +80,12 @@ class Preparer:
         self._overflow = overflow
         self._field_orders = field_orders
         self._adapters = adapters
+        self._counts = "tokens" not in engine.info.cannot
+        if not self._counts and (overflow.action != "error" or overflow.prompt_tokens is not None):
+            raise ParameterError(
+                f"Long prompts can't be cut or limited: {engine.info.cannot['tokens']}",
+                hint="Let prompts that are too long be errors, or load the model with another engine.",
+            )
 
     @property
     def variables(self) -> tuple[str, ...]:
@@ -116,6 +131,8 @@ class Preparer:
 
     def _encoded(self, items: list[Item | Result]) -> list[Item | Result]:
         """Give each Item its tokens, and make it fit or say that it doesn't."""
+        if not self._counts:
+            return [replace(item, token_ids=None) if isinstance(item, Item) else item for item in items]
         chats = [(at, item) for at, item in enumerate(items) if isinstance(item, Item) and item.text is None]
         texts = [
             (at, item) for at, item in enumerate(items) if isinstance(item, Item) and item.text is not None

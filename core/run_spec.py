@@ -136,7 +136,7 @@ class ForecastSpec(Strict):
     """What was expected before the start, to be held against what came. Tokens of the whole run."""
 
     requests: int
-    prompt_tokens: int
+    prompt_tokens: int | None
     output_tokens: int | None = None
     cached_share: float | None = None
     seconds: float | None = None

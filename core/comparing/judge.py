@@ -170,7 +170,7 @@ async def _ask_engine(runtime: Runtime, messages: Sequence[Message]) -> str:
         prompt = await asyncio.to_thread(fit, messages, engine, _MAX_TOKENS)
         request = Request(
             id=f"judge-{new_id()}",
-            prompt=prompt.token_ids,
+            prompt=prompt.prompt,
             params={"temperature": 0.0, "max_tokens": _MAX_TOKENS, "structured_outputs": {"json": _SCHEMA}},
             priority=Priority.API,
         )

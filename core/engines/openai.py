@@ -28,6 +28,7 @@ from core.engines.openai_params import Capabilities, Reader, body, together
 from core.engines.openai_probe import find_out
 from core.engines.openai_tokens import Tokens
 from core.errors import EngineDied, EngineLoadError, ParameterError, RequestRejected
+from core.prompts import plain_text
 from core.secrets import Secrets
 from core.settings import Settings
 from core.types import (
@@ -296,17 +297,17 @@ class OpenAIEngine:
         if request.adapter is not None:
             self._refuse("adapters")
         prompt, room = request.prompt, None
+        if isinstance(prompt, ChatPrompt) and not self._can.chat:
+            prompt = plain_text(prompt.messages)
+            request = dataclasses.replace(request, prompt=prompt)
         if isinstance(prompt, str) and self._tokens is not None:
             special = _BEGINNING.match(prompt) is None
             (ids,) = await asyncio.to_thread(self.encode, [prompt], add_special_tokens=special)
             request = dataclasses.replace(request, prompt=ids)
             prompt = ids
-        if isinstance(prompt, ChatPrompt):
-            if not self._can.chat:
-                raise RequestRejected("This model takes plain text only.", hint="It is a base model.")
-        elif not len(prompt):
+        if not isinstance(prompt, ChatPrompt) and not len(prompt):
             raise RequestRejected("The prompt is empty.", hint="Write something.")
-        elif not isinstance(prompt, str):
+        if not isinstance(prompt, ChatPrompt | str):
             self._its_tokens()
             limit = self.info.max_model_len
             room = limit - len(prompt)
