@@ -35,7 +35,7 @@ def draw() -> None:
         ]
     )
     try:
-        session.runtime().ensure_loaded()
+        session.ensure_loaded()
     except WorkbenchError as error:
         st.error(error.message, icon=":material/error:")
         st.markdown(error.hint)

@@ -206,6 +206,15 @@ imported_models = sa.Table(
     sa.Column("path", sa.Text, nullable=False),
     sa.Column("imported_at", _Utc, nullable=False),
 )
+# with which settings a model was loaded the last time that somebody kept them
+engine_settings = sa.Table(
+    "engine_settings",
+    _metadata,
+    sa.Column("model", sa.Text, primary_key=True),
+    sa.Column("updated_at", _Utc, nullable=False),
+    sa.Column("engine", sa.Text, nullable=False),
+    sa.Column("body", _Json, nullable=False),
+)
 
 
 def create(connection: sa.Connection) -> None:

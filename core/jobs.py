@@ -44,6 +44,7 @@ class Jobs:
         self._runs_dir = runtime.settings.runs_dir
         self._stagers = concurrent.futures.ThreadPoolExecutor(2, "stage")
         self._queue = RunQueue(runtime, store)
+        runtime.add_user("batch runs", self._queue.count)
 
     def stage(self, source: Path, **options: Any) -> Run:
         """Read a file into a new draft; `options` as for `Run.stage`. Raises TableError."""

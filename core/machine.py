@@ -200,6 +200,12 @@ def _os_name() -> str:
         return f"{platform.system()} {platform.release()}"
 
 
+def gpu_bytes_in_use() -> int | None:
+    """Of all GPUs together, by any process; None without a GPU."""
+    gpus = _gpus()
+    return sum(gpu.memory_bytes - gpu.free_bytes for gpu in gpus) if gpus else None
+
+
 def _gpus() -> tuple[Gpu, ...]:
     """The NVIDIA devices that CUDA_VISIBLE_DEVICES leaves; none without a driver."""
     import pynvml

@@ -84,6 +84,11 @@ class RunQueue:
         """Whether the run works or waits for its turn."""
         return self._here(run_id) is not None
 
+    def count(self) -> int:
+        """Runs that work or wait for their turn."""
+        with self._lock:
+            return sum(not entry.ended.done() for entry in self._entries.values())
+
     def enter(self, run: Run, priority: RunPriority | None, rows: int | None) -> None:
         """Queue the run, by its own priority unless one is given; `rows`: try only so many.
 

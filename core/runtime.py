@@ -11,31 +11,25 @@ import asyncio
 import atexit
 import concurrent.futures
 import contextlib
-import copy
 import threading
 import time
-from collections.abc import Coroutine
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Coroutine, Mapping
+from dataclasses import replace
 from multiprocessing import resource_tracker
 from typing import Any, TypeVar
 
+from core import engine_settings, memory
+from core.engine_state import State, engine_of, load_failure, not_ready
 from core.engines import choice
 from core.engines.base import Engine
 from core.engines.engine_log import EngineLog, stage_of
 from core.engines.guard import Guard
 from core.engines.loop import LoopThread
 from core.engines.watch import RESTART_DELAYS_S, RESTART_WINDOW_S, RestartBudget, SpeedMeter
-from core.errors import (
-    EngineDied,
-    EngineError,
-    EngineLoadError,
-    EngineNotReady,
-    EngineUnavailable,
-    WorkbenchError,
-)
+from core.errors import EngineDied, EngineLoadError, EngineNotReady
 from core.settings import Settings, load_settings
 from core.slots import Slots
-from core.types import EnginePhase, EngineSpec, EngineStats, EngineStatus
+from core.types import EnginePhase, EngineSpec, EngineStats, EngineStatus, MemoryReading
 
 T = TypeVar("T")
 
@@ -48,16 +42,6 @@ class _Superseded(Exception):
     """A newer load, unload or close has taken over."""
 
 
-@dataclass(frozen=True, slots=True)
-class _State:
-    phase: EnginePhase
-    since: float
-    stage: str = ""
-    spec: EngineSpec | None = None
-    engine: Engine | None = None
-    error: EngineError | None = None
-
-
 class Runtime:
     """Owns the loop thread, the guard process and at most one engine. Safe from any thread."""
 
@@ -66,7 +50,7 @@ class Runtime:
         # Started later, from a thread with SIGINT blocked, it would unblock SIGINT there.
         resource_tracker.ensure_running()
         self._changed = threading.Condition()
-        self._state = _State("empty", time.monotonic())
+        self._state = State("empty", time.monotonic())
         self._generation = 0
         self._building = False
         self._closed = False
@@ -74,6 +58,8 @@ class Runtime:
         self._held: Engine | None = None
         self._restarts = RestartBudget()
         self._speed = SpeedMeter()
+        self._memory = memory.MemoryLog()
+        self._users: dict[str, Callable[[], int]] = {}
         self._log = EngineLog(self.settings.logs_dir)
         self._guard = Guard()
         self._switching = asyncio.Lock()
@@ -89,30 +75,36 @@ class Runtime:
         """The spec that the settings ask for."""
         settings = self.settings
         engine = settings.engine if settings.engine != "auto" else choice.suggest(settings.model)
-        return EngineSpec(
-            engine=engine,
-            model=settings.model,
-            max_model_len=settings.max_model_len,
-            max_num_seqs=settings.max_num_seqs,
-            kv_cache_memory_bytes=settings.kv_cache_memory_bytes,
-            gpu_memory_utilization=settings.gpu_memory_utilization,
-            enforce_eager=settings.enforce_eager,
+        return engine_settings.for_engine(
+            EngineSpec(
+                engine=engine,
+                model=settings.model,
+                max_model_len=settings.max_model_len,
+                max_num_seqs=settings.max_num_seqs,
+                kv_cache_memory_bytes=settings.kv_cache_memory_bytes,
+                gpu_memory_utilization=settings.gpu_memory_utilization,
+                enforce_eager=settings.enforce_eager,
+            )
         )
 
     def load(self, spec: EngineSpec | None = None) -> None:
-        """Begin to load `spec` in place of what is loaded. Returns at once; `status` shows how it goes."""
+        """Begin to load `spec` in place of what is loaded. Returns at once; `status` shows how it goes.
+
+        Raises ParameterError for a spec that can't be loaded here: then nothing is ended.
+        """
         spec = spec or self.default_spec()
+        engine_settings.validate(spec, choice.this_machine())
         self._restarts.reset()
         generation = self._begin("loading", "Ending the engine before", spec)
         self._loop.spawn(self._switch(generation, spec))
 
-    def ensure_loaded(self) -> None:
-        """Load the default once, if the settings say so and nobody has asked for anything yet."""
+    def ensure_loaded(self, spec: EngineSpec | None = None) -> None:
+        """Load `spec` or the default once, if the settings say so and nobody asked for anything yet."""
         with self._changed:
             if self._touched or self._closed or not self.settings.autoload:
                 return
             self._touched = True
-        self.load()
+        self.load(spec)
 
     def cancel_load(self) -> None:
         """Give up a load or restart under way; without one, nothing happens."""
@@ -148,7 +140,7 @@ class Runtime:
         """The engine, ready for requests. Raises EngineNotReady, saying what is going on."""
         state = self._state
         if state.engine is None:
-            raise _not_ready(state)
+            raise not_ready(state)
         return state.engine
 
     def wait_ready(self, timeout_s: float | None = None) -> Engine:
@@ -160,7 +152,7 @@ class Runtime:
         pending = ("loading", "restarting", "unloading")
         with self._changed:
             self._changed.wait_for(lambda: self._state.phase not in pending, timeout_s)
-            return _engine_of(self._state)
+            return engine_of(self._state)
 
     async def wait_engine(self) -> Engine:
         """Wait on the loop for a live engine, through loads and restarts. Raises as `wait_ready`."""
@@ -178,7 +170,20 @@ class Runtime:
             elif state.phase in ("loading", "restarting"):
                 await asyncio.sleep(0.05)
             else:
-                return _engine_of(state)
+                return engine_of(state)
+
+    def memory_readings(self) -> tuple[MemoryReading, ...]:
+        """Memory before and after each of the last loads and unloads, oldest first."""
+        return self._memory.readings()
+
+    def add_user(self, kind: str, count: Callable[[], int]) -> None:
+        """Have `in_use` ask `count` how many of a kind ("chats", "batch runs") need the engine now."""
+        self._users[kind] = count
+
+    def in_use(self) -> Mapping[str, int]:
+        """How many of each kind would be interrupted by another load; kinds with none are left out."""
+        counts = {kind: count() for kind, count in self._users.items()}
+        return {kind: count for kind, count in counts.items() if count}
 
     # Work on the loop
 
@@ -222,14 +227,14 @@ class Runtime:
                 raise EngineNotReady("The workbench is closing.")
             self._generation += 1
             self._touched = True
-            self._state = _State(phase, time.monotonic(), stage, spec)
+            self._state = State(phase, time.monotonic(), stage, spec)
             self._changed.notify_all()
             generation, building = self._generation, self._building
         if building:
             self._guard.end_all()
         return generation
 
-    def _enter(self, generation: int, state: _State) -> None:
+    def _enter(self, generation: int, state: State) -> None:
         """Change state, unless this generation is over: then raise _Superseded."""
         with self._changed:
             if generation != self._generation:
@@ -247,13 +252,14 @@ class Runtime:
             await self._drop_engine()
             with contextlib.suppress(_Superseded):
                 if spec is None:
-                    self._enter(generation, _State("empty", time.monotonic()))
+                    self._enter(generation, State("empty", time.monotonic()))
                 else:
                     await self._pause(generation, delay_s)
                     await self._make_engine(generation, spec)
 
     async def _make_engine(self, generation: int, spec: EngineSpec) -> None:
         restarting = self._state.phase == "restarting"
+        _, before = await asyncio.to_thread(memory.in_use)
         while True:
             try:
                 engine = await self._loop.in_thread(lambda: self._build(generation, spec))
@@ -262,16 +268,17 @@ class Runtime:
                 raise
             except Exception as error:
                 self._guard.end_all()
-                failure = _load_failure(error, self._log.lines)
+                failure = load_failure(error, self._log.lines)
                 delay = self._restarts.next_delay_s() if restarting else None
                 if delay is None:
-                    state = _State("failed", time.monotonic(), spec=spec, error=failure)
+                    state = State("failed", time.monotonic(), spec=spec, error=failure)
                     return self._enter(generation, state)
                 self._report(generation, f"Trying again: {failure.message}")
                 await self._pause(generation, delay)
         self._held = engine
+        await asyncio.to_thread(self._memory.add, "load", engine.info.model, before)
         try:
-            self._enter(generation, _State("ready", time.monotonic(), spec=spec, engine=engine))
+            self._enter(generation, State("ready", time.monotonic(), spec=spec, engine=engine))
         except _Superseded:
             await self._drop_engine()
             raise
@@ -294,7 +301,9 @@ class Runtime:
     async def _drop_engine(self) -> None:
         engine, self._held = self._held, None
         if engine is not None:
+            _, before = await asyncio.to_thread(memory.in_use)
             await engine.close()
+            await asyncio.to_thread(self._memory.add, "unload", engine.info.model, before)
 
     async def _pause(self, generation: int, seconds: float) -> None:
         """Sleep, but give up soon when this generation is over."""
@@ -350,9 +359,9 @@ class Runtime:
                     hint="Load it again with other settings, or another model.",
                     log=self._log.lines,
                 )
-                self._state = _State("failed", now, spec=spec, error=failure)
+                self._state = State("failed", now, spec=spec, error=failure)
             else:
-                self._state = _State("restarting", now, error.message, spec)
+                self._state = State("restarting", now, error.message, spec)
             self._changed.notify_all()
         if delay is None:
             self._loop.spawn(self._discard())
@@ -362,38 +371,3 @@ class Runtime:
     async def _discard(self) -> None:
         async with self._switching:
             await self._drop_engine()
-
-
-def _load_failure(error: Exception, log: tuple[str, ...]) -> EngineError:
-    """`error` as one of the two that a caller of `wait_ready` may expect."""
-    if isinstance(error, EngineLoadError | EngineUnavailable):
-        return error
-    if isinstance(error, WorkbenchError):
-        failure = EngineLoadError(error.message, hint=error.hint, log=log)
-    else:
-        text = str(error).strip().partition("\n")[0]
-        failure = EngineLoadError(f"{type(error).__name__}: {text}", hint="The log below says more.", log=log)
-    failure.__cause__ = error
-    return failure
-
-
-def _engine_of(state: _State) -> Engine:
-    if state.engine is not None:
-        return state.engine
-    if state.error is not None:
-        # A copy: one exception raised in many threads would gather all their tracebacks.
-        raise copy.copy(state.error) from state.error
-    raise _not_ready(state)
-
-
-def _not_ready(state: _State) -> EngineNotReady:
-    match state.phase:
-        case "loading" | "restarting" | "unloading":
-            doing = {"loading": "loading", "restarting": "starting again", "unloading": "being unloaded"}
-            stage = f" ({state.stage})" if state.stage else ""
-            return EngineNotReady(f"The engine is {doing[state.phase]}{stage}.", hint="Wait a moment.")
-        case "failed":
-            cause = state.error.message if state.error else "unknown"
-            return EngineNotReady(f"The engine could not be loaded: {cause}", hint="Load it again.")
-        case _:
-            return EngineNotReady("No model is loaded.", hint="Load one first.")

@@ -85,6 +85,12 @@ class Judging:
             work = self._work.get(comparison_id)
         return work.progress if work else None
 
+    def at_work(self) -> int:
+        """How many comparisons are judged now by the engine that is loaded."""
+        with self._lock:
+            works = list(self._work.values())
+        return sum(not work.future.done() for work in works if work.judge.kind == "engine")
+
     def stop(self, comparison_id: str) -> None:
         """End the judge at work; its verdicts so far are kept."""
         with self._lock:

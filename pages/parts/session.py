@@ -25,6 +25,7 @@ from core.models.library import Library
 from core.presets import Presets
 from core.prompt_styles import Wrappers
 from core.runtime import Runtime
+from core.saved_settings import SavedSettings
 from core.secrets import Secrets
 from core.store import Store
 
@@ -101,6 +102,11 @@ def endpoints() -> Endpoints:
 
 
 @st.cache_resource(show_spinner=False)
+def saved_settings() -> SavedSettings:
+    return SavedSettings(store())
+
+
+@st.cache_resource(show_spinner=False)
 def jobs() -> Jobs:
     from core.jobs import Jobs
 
@@ -115,8 +121,17 @@ def close() -> None:
     for name in _CLOSE_ORDER:
         if name in opened:
             opened.pop(name).close()
-    for cached in (runtime, store, chats, comparisons, presets, wrappers, downloads, adapters, secrets, jobs):
+    for cached in (
+        runtime, store, chats, comparisons, presets, wrappers, downloads, adapters, secrets, library, endpoints,
+        saved_settings, jobs,
+    ):  # fmt: skip
         cached.clear()
+
+
+def ensure_loaded() -> None:
+    """Load what the environment asks for, with the settings kept for that model, if nobody loaded yet."""
+    spec, any_engine = runtime().default_spec(), runtime().settings.engine == "auto"
+    runtime().ensure_loaded(saved_settings().applied(spec, engine_too=any_engine))
 
 
 @contextlib.asynccontextmanager
@@ -126,7 +141,7 @@ async def lifespan(_app: Any) -> AsyncIterator[None]:
     with _quiet("streamlit.runtime.app_session", "fragment with id"):
         with _outside_scripts():
             try:
-                runtime().ensure_loaded()
+                ensure_loaded()
             except WorkbenchError as error:  # the page says it again, to whoever opens it
                 _log.error("%s", error)
         yield
