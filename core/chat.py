@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from core import reasoning
+from core.adapters.registry import Adapters
 from core.answers import Answer, Earlier, LiveAnswer
 from core.chat_options import check_answers
 from core.conversations import (
@@ -50,11 +51,13 @@ class Chats:
         self.conversations = Conversations(store)
         self._runtime = runtime
         self._wrappers = Wrappers(store)
+        self._adapters = Adapters(runtime.settings, store)
         self._asking = threading.Lock()  # two tabs may ask at once: only one gets the conversation
         self._lock = threading.Lock()
         self._live: dict[str, dict[str, _Live]] = {}
         self._is_closed = False
         self._interrupt_what_nobody_generates()
+        runtime.add_user("chats", self._count_live)
 
     def create(
         self, system: str = "", params: Mapping[str, Any] | None = None, options: ChatOptions | None = None
@@ -205,6 +208,7 @@ class Chats:
             template_options=options.template_options,
             top_logprobs=options.top_logprobs,
             earlier=earlier,
+            adapter=self._adapters.lora(options.adapter),
         )
 
     def _spawn(self, conversation_id: str, answers: Mapping[str, Answer]) -> None:
@@ -245,6 +249,10 @@ class Chats:
                         del self._live[conversation_id]
 
     # -- who is at it -------------------------------------------------------
+
+    def _count_live(self) -> int:
+        with self._lock:
+            return sum(map(len, self._live.values()))
 
     def _live_of(self, conversation_id: str) -> dict[str, _Live]:
         with self._lock:

@@ -82,6 +82,13 @@ def batch(
         list[str] | None,
         typer.Option(metavar="NAME=COLUMN", help="A column that gives a parameter's value; repeatable."),
     ] = None,
+    adapter: Annotated[
+        str | None, typer.Option(metavar="NAME", help="The LoRA adapter that answers, of `models adapters`.")
+    ] = None,
+    adapter_column: Annotated[
+        str | None,
+        typer.Option(help="A column that names each row's adapter; empty: --adapter, base: the model."),
+    ] = None,
     seed: Annotated[int | None, typer.Option(help="The same as --param seed=N.")] = None,
     choice: Annotated[
         list[str] | None, typer.Option(help="An allowed answer; repeatable: the answer is one of them.")
@@ -164,6 +171,8 @@ def batch(
             turns_column=turns_column,
             params=_params(preset, param or [], seed, _structure(choice, schema, regex, grammar), logprobs),
             param_columns=_pairs(param_column or []),
+            adapter=adapter,
+            adapter_column=adapter_column,
             answer_column=answer_column,
             overflow=_overflow(truncate, truncate_prompt_tokens),
             output=OutputSpec(
@@ -183,7 +192,9 @@ def batch(
         _check_resume(context)
     with Session(load_settings()) as session:
         if resume is None:
-            instructions = replace(instructions, engine=session.engine_spec(engine, model))
+            spec = session.engine_spec(engine, model)
+            spec = session.adapters.needed(spec, [adapter], by_row=adapter_column is not None)
+            instructions = replace(instructions, engine=spec)
             run = session.stage(input, instructions, options, limit)
         else:
             run = session.reopen(resume, engine, model, retry_failed=retry_failed, max_tokens=redo_truncated)

@@ -23,7 +23,7 @@ from core.run_spec import PromptSpec
 from core.settings import load_settings
 from core.types import Message
 
-_TEXTS = ("system", "template", "style")
+_TEXTS = ("system", "template", "style", "adapter")
 _WITH_SPEC = frozenset({"input", "output", "engine", "model", "judge", "judge_model", "rubric", "as_json",
                         "baseline", "name", "escape_formulas"})  # fmt: skip
 _WITH_RESUME = _WITH_SPEC - {"input", "baseline", "name"} | {"resume"}
@@ -66,7 +66,7 @@ def compare(
         list[str] | None,
         typer.Option(
             metavar="'NAME: PARAM=VALUE ...'",
-            help="A set, such as 'cold: temperature=0'; system=, template= and style= too; repeatable.",
+            help="Such as 'cold: temperature=0'; style=, system=, template=, adapter= too; repeatable.",
         ),
     ] = None,
     grid_axis: Annotated[

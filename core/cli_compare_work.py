@@ -10,6 +10,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
+from core.adapters.registry import Adapters
 from core.cli_session import say
 from core.comparing import report
 from core.comparing.judge import Judge
@@ -21,6 +22,7 @@ from core.errors import WorkbenchError
 from core.runtime import Runtime
 from core.settings import Settings
 from core.store import Store
+from core.types import EngineSpec
 
 WRITERS: Mapping[str, str] = MappingProxyType({".html": "page", ".csv": "table", ".json": "data"})
 _POLL_S, _TERMINAL_EVERY_S, _LOG_EVERY_S = 0.2, 1.0, 15.0
@@ -46,10 +48,15 @@ class Work:
         self.store.close()
 
     def start(self, spec: ComparisonSpec) -> str:
+        self._spec = self._with_adapters(spec)
         self.runtime.load(self._spec)
         comparison_id = self.comparisons.start(spec)
         say(f"comparison {comparison_id}: {spec.words}")
         return comparison_id
+
+    def _with_adapters(self, spec: ComparisonSpec) -> EngineSpec:
+        adapters = Adapters(self.runtime.settings, self.store)
+        return adapters.needed(self._spec, [one.adapter for one in spec.sets])
 
     def resume(self, comparison_id: str) -> str:
         view = self.comparisons.view(comparison_id)
@@ -59,6 +66,7 @@ class Work:
             )
         say(f"comparison {comparison_id}: {view.complete:,} of {view.spec.answers:,} answers are there")
         if view.complete < view.spec.answers:
+            self._spec = self._with_adapters(view.spec)
             self.runtime.load(self._spec)
             self.comparisons.resume(comparison_id)
         return comparison_id

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from core import evaluation, revisions, tables
+from core.adapters.registry import Adapters
 from core.batch import Progress
 from core.errors import WorkbenchError
 from core.jobs import Jobs
@@ -35,6 +36,7 @@ class Session:
         self.runtime = Runtime(settings)
         self.store = Store(settings.catalogue_path)
         self.jobs = Jobs(self.runtime, self.store)
+        self.adapters = Adapters(settings, self.store)
 
     def __enter__(self) -> Session:
         return self

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import datetime as dt
 import re
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,10 +18,12 @@ from core.errors import ModelError, ParameterError, RunError
 from core.run_spec import PromptSpec
 from core.settings import Settings
 from core.store import Store
-from core.types import EngineInfo, LoraAdapter
+from core.types import EngineInfo, EngineSpec, LoraAdapter
 
 BASE = "base"
 """Stands for the model itself where an adapter is named: no adapter can be called so."""
+_MOST_AT_ONCE = 8
+_RANKS = (16, 32, 64, 128, 256, 320, 512)  # of those that vLLM knows
 _NAME = re.compile(r"[\w][\w .+-]{0,63}")
 
 
@@ -60,14 +62,6 @@ class Adapter:
         """Whether one of these names may be the model it was made for; True when it doesn't say."""
         known = [name for name in (self.base, self.checked_with) if name]
         return not known or any(checks.same_model(name, model) for name in known for model in models)
-
-
-@dataclass(frozen=True, slots=True)
-class Limits:
-    """What an engine needs to hold some adapters at once: vLLM's max_loras and max_lora_rank."""
-
-    max_loras: int
-    max_lora_rank: int
 
 
 class Adapters:
@@ -140,10 +134,28 @@ class Adapters:
             if not connection.execute(sa.delete(_adapters).where(_same(name))).rowcount:
                 raise ModelError(f"There is no adapter {name!r}.", hint="It was removed already.")
 
-    def limits(self, base: str | None = None) -> Limits:
-        """What an engine needs to hold all adapters that may be for this model; at least one of rank 16."""
-        found = self.list(base)
-        return Limits(max(1, len(found)), max([16, *(one.rank for one in found)]))
+    def needed(self, spec: EngineSpec, names: Iterable[str | None], *, by_row: bool = False) -> EngineSpec:
+        """The specification with LoRA where one of these adapters is asked for, or each row names one.
+
+        Raises as `find`.
+        """
+        asked = [name for name in names if self.lora(name) is not None]
+        if not asked and not by_row:
+            return spec
+        return self.with_lora(spec) if spec.engine == "vllm" and spec.enable_lora is None else spec
+
+    def with_lora(self, spec: EngineSpec) -> EngineSpec:
+        """The specification with LoRA, for all adapters that may be for its model."""
+        model = embedded.EMBEDDED_MODEL if spec.model == "embedded" else spec.model
+        found = [one for one in self.list() if one.is_for(model)]
+        highest = max((one.rank for one in found), default=1)
+        rank = next((rank for rank in _RANKS if rank >= highest), _RANKS[-1])
+        return replace(
+            spec,
+            enable_lora=True,
+            max_loras=spec.max_loras or min(max(1, len(found)), _MOST_AT_ONCE),
+            max_lora_rank=spec.max_lora_rank or rank,
+        )
 
 
 def registered(store: Store) -> dict[str, LoraAdapter]:

@@ -51,9 +51,9 @@ def sample_rows(
         )
     if prompt.turns or prompt.turns_column is not None:
         raise TemplateError("A comparison asks one question a prompt.", hint="Leave the later turns out.")
-    if prompt.param_columns or prompt.mode == "openai":
+    if prompt.param_columns or prompt.adapter_column is not None or prompt.mode == "openai":
         raise TemplateError(
-            "In a comparison, parameters come from its sets.", hint="Leave their columns out."
+            "In a comparison, parameters and adapters come from its sets.", hint="Leave their columns out."
         )
     columns = tables.info(connection).columns
     if reference_column is not None:

@@ -13,6 +13,7 @@ from concurrent.futures import Future, wait
 from dataclasses import dataclass, field
 from typing import Any
 
+from core.adapters.registry import Adapters
 from core.answers import Answer
 from core.comparing.cell import Cell, Place
 from core.comparing.cells import CellStore, Kept, Listed
@@ -24,7 +25,7 @@ from core.errors import WorkbenchError
 from core.prompt_styles import Wrapper, Wrappers
 from core.runtime import Runtime
 from core.store import MessageState, Store
-from core.types import Priority
+from core.types import LoraAdapter, Priority
 
 _log = logging.getLogger(__name__)
 _SAVE_EVERY_S = 0.4
@@ -64,6 +65,7 @@ class _Running:
     cells: dict[Place, Cell]
     pending: deque[Place]
     wrappers: Mapping[str, Wrapper]
+    adapters: Mapping[str, LoraAdapter | None]
     answers: dict[Place, Answer] = field(default_factory=dict)
     saved: dict[Place, int] = field(default_factory=dict)
     future: Future[None] | None = None
@@ -106,12 +108,16 @@ class Comparisons:
         self._live: dict[str, _Running] = {}
         self.votes = Votes(self._cells)
         self.judging = Judging(runtime, self._cells)
+        runtime.add_user("comparisons", lambda: len(self._live) + self.judging.at_work())
 
     def start(self, spec: ComparisonSpec) -> str:
-        """Generate every cell; returns the comparison's id. Raises TemplateError for an unknown style."""
-        wrappers = self._wrappers_of(spec)
+        """Generate every cell; returns the comparison's id.
+
+        Raises TemplateError for an unknown style, ModelError for an adapter that can't be used.
+        """
+        means = self._means_of(spec)
         comparison_id = self._cells.add(spec)
-        self._begin(_Running(comparison_id, spec.title, spec, {}, deque(_places(spec)), wrappers))
+        self._begin(_Running(comparison_id, spec.title, spec, {}, deque(_places(spec)), *means))
         return comparison_id
 
     def resume(self, comparison_id: str) -> None:
@@ -120,7 +126,7 @@ class Comparisons:
         Raises WorkbenchError when there is no such comparison, or somebody works on it.
         """
         kept = self._found(comparison_id)
-        wrappers = self._wrappers_of(kept.spec)
+        means = self._means_of(kept.spec)
         with self._lock:
             busy = comparison_id in self._live
         if busy or not self._cells.take(comparison_id):
@@ -131,7 +137,7 @@ class Comparisons:
             if cell.state == "complete"
         }
         pending = deque(place for place in _places(kept.spec) if place not in done)
-        self._begin(_Running(comparison_id, kept.name, kept.spec, done, pending, wrappers))
+        self._begin(_Running(comparison_id, kept.name, kept.spec, done, pending, *means))
 
     def stop(self, comparison_id: str) -> None:
         """Ask no further cells, and abort those being generated; their texts so far are kept."""
@@ -209,10 +215,15 @@ class Comparisons:
             raise WorkbenchError(f"There is no comparison {comparison_id}.", hint="It was deleted.")
         return kept
 
-    def _wrappers_of(self, spec: ComparisonSpec) -> dict[str, Wrapper]:
-        wrappers = Wrappers(self._store)
+    def _means_of(self, spec: ComparisonSpec) -> tuple[dict[str, Wrapper], dict[str, LoraAdapter | None]]:
+        """The wrappers and adapters that the sets name."""
+        wrappers, adapters = Wrappers(self._store), Adapters(self._runtime.settings, self._store)
         found = {style: wrappers.find(style) for style in {one.style for one in spec.sets}}
-        return {style: wrapper for style, wrapper in found.items() if wrapper is not None}
+        named = {one.adapter for one in spec.sets if one.adapter is not None}
+        return (
+            {style: wrapper for style, wrapper in found.items() if wrapper is not None},
+            {name: adapters.lora(name) for name in named},
+        )
 
     def _begin(self, running: _Running) -> None:
         with self._lock:
@@ -269,6 +280,7 @@ class Comparisons:
             template_options=one.template_options,
             top_logprobs=running.spec.top_logprobs or 0,  # the mean log-probability is a score
             priority=Priority.COMPARE,
+            adapter=running.adapters.get(one.adapter),
         )
         running.answers[place] = answer
         return asyncio.create_task(self._answer(running, answer))

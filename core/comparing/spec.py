@@ -307,6 +307,7 @@ def to_prompt_spec(one: SetSpec, item: PromptItem) -> tuple[PromptSpec, dict[str
         changes |= {"instruction": "", "fields": (), "messages_column": None}
     if one.system is not None:
         changes["system"] = _as_template(one.system)
+    changes["adapter"] = one.adapter
     return made.model_copy(update=changes), dict(one.params)
 
 

@@ -99,6 +99,7 @@ def set_words(one: SetSpec) -> list[str]:
         if name in ("temperature", "max_tokens") or value != sampling.BY_NAME[name].default
     ]
     words += [one.style] if one.style != "chat" else []
+    words += [] if one.adapter is None else [f"adapter {one.adapter}"]
     words += [] if one.system is None else ["own system prompt" if one.system.strip() else "no system prompt"]
     return words + ([] if one.template is None else ["own template"])
 
