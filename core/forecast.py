@@ -44,7 +44,8 @@ NO_RATE = "No rate measured yet with this model here: try a few rows first."
 class Forecast:
     """What is expected of the whole run; estimates from `sampled` requests unless `exact`.
 
-    requests: rows without duplicates, rows that can't be used included. prompt_tokens: of all
+    requests: rows without duplicates, rows that can't be used included. Prompt tokens and what hangs
+    on them are None, 0 or empty where the engine has no "tokens" to count. prompt_tokens: of all
     requests that will be sent, cached ones included (of a talk of several turns the earlier
     answers are left out). prompt_bins: n + 1 edges in tokens, prompt_counts: requests in each of
     the n bins. over_limit: requests that don't fit `max_model_len` (or the most tokens asked for).
@@ -59,8 +60,8 @@ class Forecast:
     duplicates: int
     sampled: int
     exact: bool
-    prompt_tokens: int
-    prompt_tokens_mean: float
+    prompt_tokens: int | None
+    prompt_tokens_mean: float | None
     prompt_bins: tuple[int, ...]
     prompt_counts: tuple[int, ...]
     max_model_len: int
@@ -91,6 +92,7 @@ class _Sample:
     """What was found in the requests looked at."""
 
     looked_at: int = 0
+    usable: int = 0
     lengths: list[int] = field(default_factory=list)  # of all prompts that could be rendered
     sent: int = 0
     turns: int = 0
@@ -117,11 +119,15 @@ def forecast(run: Run, engine: Engine, store: Store) -> Forecast:
     earlier = list(_earlier_runs(run, engine, store))
     scale = plan.requests / max(sample.looked_at, 1)
     mean, is_bound, basis = _output_tokens(own_mean, earlier, params, sample)
+    counts = "tokens" not in engine.info.cannot
     prompt_tokens, output_tokens = round(sample.sent_tokens * scale), round(sample.sent * scale * mean)
     cached = sample.cached_tokens / sample.compared_tokens if sample.compared_tokens else None
-    seconds, seconds_basis = _seconds(
-        prompt_tokens * (1 - (cached or 0.0)) + output_tokens, [spec, *earlier], engine, is_bound
-    )
+    if counts:
+        seconds, seconds_basis = _seconds(
+            prompt_tokens * (1 - (cached or 0.0)) + output_tokens, [spec, *earlier], engine, is_bound
+        )
+    else:
+        seconds, seconds_basis = _seconds_of_requests(round(sample.sent * scale), spec)
     bins, counts = _histogram(sample.lengths, scale)
     return Forecast(
         rows=plan.rows,
@@ -129,13 +135,13 @@ def forecast(run: Run, engine: Engine, store: Store) -> Forecast:
         duplicates=plan.duplicates,
         sampled=sample.looked_at,
         exact=sample.looked_at == plan.requests,
-        prompt_tokens=prompt_tokens,
-        prompt_tokens_mean=float(np.mean(sample.lengths)) if sample.lengths else 0.0,
+        prompt_tokens=prompt_tokens if counts else None,
+        prompt_tokens_mean=(float(np.mean(sample.lengths)) if sample.lengths else 0.0) if counts else None,
         prompt_bins=bins,
         prompt_counts=counts,
         max_model_len=engine.info.max_model_len,
         over_limit=round(sample.over_limit * scale),
-        unusable=round((sample.looked_at - len(sample.lengths)) * scale),
+        unusable=round((sample.looked_at - sample.usable) * scale),
         cached_share=cached,
         output_tokens=output_tokens,
         output_tokens_mean=mean,
@@ -175,6 +181,7 @@ def _look(
                 adapter = item.adapter
                 before = _add(sample, item, before, block)
             elif item.prompt_tokens is not None:  # refused for its length
+                sample.usable += 1
                 sample.lengths.append(item.prompt_tokens)
                 sample.over_limit += 1
         if sum(sample.lengths) > _SAMPLE_TOKENS:
@@ -192,15 +199,18 @@ def _stretches(requests: int) -> list[range]:
     return [range(start, start + length) for start in starts]
 
 
-def _add(sample: _Sample, item: Item, before: Sequence[int] | None, block: int) -> Sequence[int]:
+def _add(sample: _Sample, item: Item, before: Sequence[int] | None, block: int) -> Sequence[int] | None:
+    turns = 1 + len(item.turns)
+    sample.usable += 1
+    sample.sent += 1
+    sample.turns += turns
+    sample.answer_tokens += turns * int(item.params["max_tokens"]) * int(item.params.get("n") or 1)
+    if item.token_ids is None:
+        return None
     tokens = len(item.token_ids)
     sample.lengths.append(tokens + (item.truncated_tokens or 0))
     sample.over_limit += item.truncated_tokens is not None
-    turns = 1 + len(item.turns)
-    sample.sent += 1
-    sample.turns += turns
     sample.sent_tokens += tokens * turns
-    sample.answer_tokens += turns * int(item.params["max_tokens"]) * int(item.params.get("n") or 1)
     if before is not None:
         sample.compared_tokens += tokens
         sample.cached_tokens += _shared(item.token_ids, before, block)
@@ -299,6 +309,16 @@ def _seconds(
         f"{most}{tokens:,.0f} tokens (prompts beyond their shared beginnings, and answers) "
         f"at {rate:,.0f} tokens/s, as in {last} of work with this model here{few}."
     )
+
+
+def _seconds_of_requests(requests: int, spec: RunSpec) -> tuple[float | None, str]:
+    """As `_seconds`, where no prompt can be counted: from what this very run took so far."""
+    sessions = [session for session in spec.sessions if session.wall_s and session.generated]
+    generated = sum(session.generated for session in sessions)
+    if not generated:
+        return None, "The engine tells no prompt tokens beforehand: try a few rows, for a rate."
+    rate = generated / sum(session.wall_s for session in sessions)
+    return requests / rate, f"{requests:,} requests at {rate:,.1f} a second, as in this run so far."
 
 
 def _worked(session: SessionSpec) -> int:

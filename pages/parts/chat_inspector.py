@@ -67,6 +67,9 @@ def _show(messages: Sequence[Message], settings: ChatSettings) -> None:
         st.error(plain_text(str(error)))
         return
     _counts(seen)
+    if seen.pieces is None:
+        _uncounted(seen)
+        return
     tokens, text, template = st.tabs(["Tokens", "Text", "Template"])
     with tokens:
         token_pieces("chat:inspect:tokens", seen.pieces)
@@ -79,7 +82,22 @@ def _show(messages: Sequence[Message], settings: ChatSettings) -> None:
             st.code(seen.template, language="jinja2", wrap_lines=True)
 
 
+def _uncounted(seen: Inspection) -> None:
+    """The messages as they are sent, or the text: the engine's own template and tokens are not seen here."""
+    if not seen.messages:
+        st.code(seen.text, language=None, wrap_lines=True)
+        return
+    st.caption("The engine gets these messages, and puts them into the model's form itself.")
+    for message in seen.messages:
+        with st.chat_message(message.role):
+            st.text(message.content)
+
+
 def _counts(seen: Inspection) -> None:
+    if seen.prompt_tokens is None:
+        reason = session.runtime().engine.info.cannot["tokens"]
+        st.caption(f"No token counts: {plain_text(reason)} The context has {seen.context_tokens:,}.")
+        return
     used = seen.prompt_tokens + seen.answer_tokens
     st.progress(
         min(1.0, used / seen.context_tokens),

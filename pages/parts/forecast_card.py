@@ -76,9 +76,8 @@ def _card(made: Forecast, *, with_lengths: bool) -> None:
     cells[0].metric("Requests", f"{made.requests:,}", help=_requests(made))
     cells[1].metric(
         "Prompt tokens",
-        short_number(made.prompt_tokens),
-        help=f"{made.prompt_tokens:,} in all, {made.prompt_tokens_mean:,.0f} a request"
-        + ("." if made.exact else f", from {made.sampled:,} requests looked at."),
+        "–" if made.prompt_tokens is None else short_number(made.prompt_tokens),
+        help=_prompts(made),
     )
     cells[2].metric(
         "Output tokens",
@@ -109,6 +108,13 @@ def _requests(made: Forecast) -> str:
     return shared if made.duplicates else f"{made.rows:,} rows, none of which asks the same as another one."
 
 
+def _prompts(made: Forecast) -> str:
+    if made.prompt_tokens is None:
+        return "This engine counts the tokens of a prompt only when it is asked."
+    looked_at = "" if made.exact else f", from {made.sampled:,} requests looked at"
+    return f"{made.prompt_tokens:,} in all, {made.prompt_tokens_mean:,.0f} a request{looked_at}."
+
+
 def _prefixes(made: Forecast) -> str:
     order = "The rows are reordered" if made.plan.reordered else "The rows keep the file's order"
     return (
@@ -127,7 +133,7 @@ def compare(run: Run, progress: Progress) -> None:
     share = cached / prompt_tokens if prompt_tokens else None
     lines = [
         ("Requests", f"{expected.requests:,}", f"{counts.done - counts.shared:,}"),
-        ("Prompt tokens", f"{expected.prompt_tokens:,}", f"{prompt_tokens:,}"),
+        ("Prompt tokens", _number(expected.prompt_tokens), f"{prompt_tokens:,}"),
         ("Output tokens", _number(expected.output_tokens), f"{counts.output_tokens:,}"),
         ("Prefix hits", _share(expected.cached_share), _share(share)),
         ("Time", duration(expected.seconds), duration(progress.work_s)),

@@ -55,6 +55,8 @@ def rendered(run: Run, info: tables.TableInfo) -> None:
     st.caption("The first prompts, as the model gets them")
     try:
         engine = session.runtime().engine
+        if "tokens" in engine.info.cannot:
+            st.caption(f"No token counts: {plain_text(engine.info.cannot['tokens'])}")
     except EngineNotReady:
         st.caption("Token counts come when the engine is ready.")
     examples = 2 * len(run.spec.prompt.examples)  # messages, right before the row's own
@@ -83,7 +85,7 @@ def rendered(run: Run, info: tables.TableInfo) -> None:
 
 
 def _tokens(engine: Engine | None, ask: Ask) -> str:
-    if engine is None:
+    if engine is None or "tokens" in engine.info.cannot:
         return ""
     if ask.text is not None:
         (outcome,) = engine.encode([ask.text], add_special_tokens=True)
