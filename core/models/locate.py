@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import logging
-import os
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -67,7 +66,7 @@ def find(
         return LocatedModel(embedded.EMBEDDED_MODEL, folder) if embedded.is_ready(settings) else None
     if hub is None:
         # made absolute, not resolved: a file of a hub's cache is a link to one without a name
-        path = Path(os.path.abspath(Path(model).expanduser()))
+        path = Path(model).expanduser().absolute()
         if path.is_dir() or (path.suffix.lower() == ".gguf" and path.is_file()):
             return _named(path)
         named = _of_the_workspace(model, settings)

@@ -21,6 +21,7 @@ from core.comparing.runner import Comparisons
 from core.endpoints import Endpoints
 from core.errors import WorkbenchError
 from core.hub.downloads import Downloads
+from core.models.importing import Imports
 from core.models.library import Library
 from core.presets import Presets
 from core.prompt_styles import Wrappers
@@ -36,7 +37,8 @@ ROOT = Path(__file__).resolve().parents[2]
 PROMOTED = "batch:promoted"
 """Key of {"prompt": PromptSpec, "params": ..., "name": ...}: what the batch page fills in next."""
 
-_CLOSE_ORDER = ("jobs", "comparisons", "chats", "downloads", "runtime", "store")  # users before what they use
+# users before what they use
+_CLOSE_ORDER = ("jobs", "comparisons", "chats", "downloads", "imports", "runtime", "store")
 _log = logging.getLogger(__name__)
 
 
@@ -97,6 +99,11 @@ def library() -> Library:
 
 
 @st.cache_resource(show_spinner=False)
+def imports() -> Imports:
+    return _opened().setdefault("imports", Imports(runtime().settings, store()))
+
+
+@st.cache_resource(show_spinner=False)
 def endpoints() -> Endpoints:
     return Endpoints(store(), secrets())
 
@@ -122,8 +129,8 @@ def close() -> None:
         if name in opened:
             opened.pop(name).close()
     for cached in (
-        runtime, store, chats, comparisons, presets, wrappers, downloads, adapters, secrets, library, endpoints,
-        saved_settings, jobs,
+        runtime, store, chats, comparisons, presets, wrappers, downloads, adapters, secrets, library,
+        imports, endpoints, saved_settings, jobs,
     ):  # fmt: skip
         cached.clear()
 
