@@ -14,6 +14,8 @@ from core.errors import ParameterError
 from core.secrets import Secrets
 from core.store import Store
 
+DEFAULT_SLOTS = 64
+"""Requests that a batch keeps in flight at a server, where nothing else is said."""
 _LONGEST = 500
 
 

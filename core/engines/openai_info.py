@@ -8,14 +8,12 @@ from pathlib import Path
 
 from pydantic import TypeAdapter, ValidationError
 
-from core.endpoints import RemoteModel
+from core.endpoints import DEFAULT_SLOTS, RemoteModel
 from core.engines.openai_client import Server
 from core.engines.openai_params import Capabilities
 from core.settings import Settings
 from core.types import EngineInfo, EngineSpec, Feature
 
-DEFAULT_SLOTS = 64
-"""Requests that a batch keeps in flight, where the settings say nothing else."""
 ASSUMED_CONTEXT = 32_768
 """Tokens, where neither the server nor the settings say how long its context is."""
 _KNOWN_S = 24 * 3600
