@@ -7,14 +7,14 @@ from collections.abc import Mapping
 from typing import Any
 
 from core.engines.vllm_settings import ModelFacts
-from core.errors import EngineLoadError
+from core.errors import EngineLoadError, ModelError
+from core.models import facts, fit
 from core.models.locate import LocatedModel, locate
 from core.types import EngineSpec
 
 __all__ = ["LocalModel", "locate", "read_facts", "read_generation_config"]
 
 LocalModel = LocatedModel
-_DTYPE_BYTES = {"float32": 4, "float": 4, "float16": 2, "half": 2, "bfloat16": 2}
 
 
 def read_facts(model: LocalModel, spec: EngineSpec) -> ModelFacts:
@@ -31,24 +31,18 @@ def read_facts(model: LocalModel, spec: EngineSpec) -> ModelFacts:
             f"{model.name} can't be loaded: {_first_line(error)}",
             hint="Choose a model whose architecture vLLM supports and that needs no code of its own.",
         ) from error
-    text = config.get_text_config()
-    heads = getattr(text, "num_attention_heads", 1) or 1
-    head_size = getattr(text, "head_dim", None) or getattr(text, "hidden_size", 0) // heads
-    key_value_heads = getattr(text, "num_key_value_heads", None) or heads
-    kept_as = str(getattr(text, "dtype", None) or "bfloat16").removeprefix("torch.")
-    dtype = spec.dtype
-    number_bytes = _DTYPE_BYTES.get(dtype if dtype != "auto" else kept_as, 2)
-    if dtype == "auto":  # vLLM loads float32 models in half precision
-        number_bytes = min(number_bytes, 2)
-    if spec.kv_cache_dtype is not None:
-        number_bytes = _DTYPE_BYTES.get(
-            spec.kv_cache_dtype, 1 if "fp8" in spec.kv_cache_dtype else number_bytes
-        )
-    layers = getattr(text, "num_hidden_layers", 1)
+    try:
+        return fit.engine_facts(facts.read(model.folder), spec)
+    except ModelError:  # a config unlike others, which vLLM may know all the same
+        return _rough_facts(model, config.get_text_config())
+
+
+def _rough_facts(model: LocalModel, text: Any) -> ModelFacts:
+    """Of a model without layers of attention that could be counted."""
     return ModelFacts(
         weights_bytes=sum(path.stat().st_size for path in model.folder.glob("*.safetensors")),
         context_tokens=getattr(text, "max_position_embeddings", None) or 2048,
-        kv_bytes_per_token=max(1, 2 * layers * key_value_heads * head_size * number_bytes),
+        kv_bytes_per_token=4 * getattr(text, "num_hidden_layers", 1) * getattr(text, "hidden_size", 1),
     )
 
 
