@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import itertools
 import os
 import sys
@@ -23,6 +24,7 @@ from core.engines.children import environment, main_replaced
 from core.engines.engine_log import EngineLog, cause_in
 from core.engines.guard import Guard
 from core.engines.tokenizer import Tokenizer
+from core.engines.vllm_admission import Admission
 from core.engines.vllm_distribution import Question
 from core.engines.vllm_info import describe, end_ids, weights_bytes
 from core.engines.vllm_lora import VllmAdapters
@@ -74,6 +76,8 @@ if TYPE_CHECKING:
 _SWITCH_INTERVAL_S = 0.0005
 _SHUTDOWN_S = 10.0
 _LONG_TEXT = 20_000
+_CHAT_LOT = 1024
+"""Prompt tokens of a batch that a step takes while somebody chats. On a CPU all steps are small."""
 
 
 def load(
@@ -120,6 +124,7 @@ def load(
         guard=guard,
         log=log,
         adapters=VllmAdapters(engine.vllm_config, device.kind, model),
+        chat_lot=0 if device.kind == "cpu" else _CHAT_LOT,
     )
     try:
         report("Warming up")
@@ -144,6 +149,7 @@ class VllmEngine:
         guard: Guard,
         log: EngineLog,
         adapters: VllmAdapters,
+        chat_lot: int,
     ) -> None:
         self.spec = spec
         self.info = info
@@ -157,6 +163,8 @@ class VllmEngine:
         self._numbers = itertools.count()
         self._structures = Structures(self._make_ready)
         self._turns = Turns()
+        self.admission = Admission(chat_lot, cached_share=lambda: counters.recent_hits)
+        counters.on_step = self.admission.step
         self._adapters = adapters
 
     @property
@@ -214,19 +222,8 @@ class VllmEngine:
                 f"{self.info.max_model_len}.",
                 hint="Shorten the prompt.",
             )
-        (root, tokens), *others = vllm_scoring.questions(answers, self._end_ids).items()
-        # the root goes first: its prompt is in the prefix cache then, for all that go on from it
-        found = {root: await self._log_probabilities(request, ids, root, tokens)}
-        try:
-            async with asyncio.TaskGroup() as group:
-                tasks = {
-                    node: group.create_task(self._log_probabilities(request, ids, node, tokens))
-                    for node, tokens in others
-                }
-        except BaseExceptionGroup as failures:
-            raise failures.exceptions[0] from failures  # the others met the same
-        found |= {node: task.result() for node, task in tasks.items()}
-        return vllm_scoring.sums(answers, self._end_ids, found)
+        ask = functools.partial(self._log_probabilities, request, ids)
+        return await vllm_scoring.score(answers, self._end_ids, ask)
 
     async def _log_probabilities(
         self, request: Request, ids: list[int], node: vllm_scoring.Tokens, wanted: Sequence[int]
@@ -288,7 +285,11 @@ class VllmEngine:
         self, name: str, ids: Sequence[int], params: Any, request: Request
     ) -> AsyncIterator[Any]:
         """vLLM's outputs for a part of our request, with its priority and adapter."""
-        async with self._turns.of(params), self._adapters.held(request, self._alive) as adapter:
+        async with (
+            self._turns.of(params),
+            self._adapters.held(request, self._alive) as adapter,
+            self.admission.entering(request.priority, len(ids)),
+        ):
             engine = self._alive()
             self._live += 1
             try:
@@ -327,7 +328,7 @@ class VllmEngine:
         with self._errors():
             asked = sampling_params(canonical(params), False)
         ids = self._tokenizer.encode_prompt("Hello")
-        request = Request(id=f"structure-{next(self._numbers)}", prompt=ids, priority=Priority.CHAT)
+        request = Request(id=f"structure-{next(self._numbers)}", prompt=ids, priority=Priority.COMPARE)
         outputs = self._outputs(request.id, ids, asked, request)
         async with contextlib.aclosing(outputs):
             async for output in outputs:
@@ -387,7 +388,9 @@ class VllmEngine:
     async def warm_up(self) -> None:
         """One short answer, so that the first user doesn't wait for what vLLM does only once."""
         ids = self._tokenizer.encode_prompt("Hello, how are you today?")
-        await self.complete(Request(id="warm-up", prompt=ids, params={"max_tokens": 4, "ignore_eos": True}))
+        params = {"max_tokens": 4, "ignore_eos": True}
+        # not as a chat: batches make way for chats
+        await self.complete(Request(id="warm-up", prompt=ids, params=params, priority=Priority.BATCH))
 
     async def close(self) -> None:
         engine, self._engine = self._engine, None

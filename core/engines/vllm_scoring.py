@@ -1,4 +1,4 @@
-"""How likely each of some answers is: what to ask the engine for, and the sums. Pure; logarithms are natural.
+"""How likely each of some answers is: what to ask the engine for, and the sums. Logarithms are natural.
 
 The answers' tokens are laid over each other as a tree. Each inner node is one question: after the
 prompt and this node's tokens, how likely is each token that goes on from here?
@@ -6,10 +6,32 @@ prompt and this node's tokens, how likely is each token that goes on from here?
 
 from __future__ import annotations
 
+import asyncio
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 
 Tokens = tuple[int, ...]
+
+
+async def score(
+    answers: Sequence[Tokens],
+    end_ids: Sequence[int],
+    ask: Callable[[Tokens, Tokens], Awaitable[Mapping[int, float]]],
+) -> list[float]:
+    """The log-probability of each answer. `ask(node, tokens)`: that of each token next after the node's.
+
+    `end_ids` are the tokens that end an answer. Raises what `ask` raises.
+    """
+    (root, tokens), *others = questions(answers, end_ids).items()
+    # the root goes first: its prompt is in the prefix cache then, for all that go on from it
+    found = {root: await ask(root, tokens)}
+    try:
+        async with asyncio.TaskGroup() as group:
+            tasks = {node: group.create_task(ask(node, tokens)) for node, tokens in others}
+    except BaseExceptionGroup as failures:
+        raise failures.exceptions[0] from failures  # the others met the same
+    found |= {node: task.result() for node, task in tasks.items()}
+    return sums(answers, end_ids, found)
 
 
 def questions(answers: Sequence[Tokens], end_ids: Sequence[int]) -> dict[Tokens, Tokens]:
