@@ -71,8 +71,9 @@ def delete(
         if not yes and not typer.confirm(question, err=True):
             raise typer.Exit(1)
         freed = library.delete(found.key)
-        stays = f"its files stay in {found.path}"
-        say(f"{found.name} is gone; {stays if found.source == 'imported' else f'{freed / 1e9:.2f} GB freed'}.")
+        stays = found.source == "imported"
+        what = f"its files stay in {found.path}" if stays else f"{freed / 1e9:.2f} GB freed"
+        say(f"{found.name} is gone; {what}.")
 
 
 @app.command()
