@@ -1,7 +1,6 @@
 """Get models, see whether they fit, load them. `?model=KEY` opens one of the library.
 
-Each section is a part of its own with a function `draw()`, but for the load form, which is given
-the model that is open.
+Each part of a section has a function `draw()`.
 """
 
 from __future__ import annotations
@@ -16,14 +15,15 @@ from pages.parts import models_nav
 _SECTIONS = {
     "library": ("Library", ("models_library",)),
     "get": ("Get", ("models_downloads", "models_get")),
-    "load": ("Load", ("models_load",)),
+    "load": ("Load", ("models_open",)),
     "engines": ("Engines", ("models_engines", "models_endpoints")),
     "adapters": ("Adapters", ("models_adapters",)),
 }
 
 
 def _there(part: str) -> bool:
-    return importlib.util.find_spec(f"pages.parts.{part}") is not None
+    needs = {"models_open": "models_load"}.get(part, part)
+    return importlib.util.find_spec(f"pages.parts.{needs}") is not None
 
 
 st.title("Models", anchor=False)
