@@ -16,6 +16,7 @@ from core import disk
 from core.errors import HubError
 from core.hub.files import Place, is_right
 from core.hub.repositories import FoundModel, RepoFile, RepoFiles
+from core.models import caches
 
 _TITLE = "Hugging Face"
 _TIMEOUT_S = 20.0
@@ -23,11 +24,7 @@ _WRITE_BYTES = 256 << 10
 
 
 def cache_dir() -> Path:
-    """As huggingface_hub finds it, but read now: it reads the environment once, when it is imported."""
-    home = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache") / "huggingface"
-    hub = Path(os.environ.get("HF_HOME") or home) / "hub"
-    named = os.environ.get("HF_HUB_CACHE") or os.environ.get("HUGGINGFACE_HUB_CACHE") or hub
-    return Path(os.path.expandvars(named)).expanduser().absolute()
+    return caches.huggingface_cache().absolute()
 
 
 def endpoint() -> str:
@@ -128,8 +125,7 @@ def fetch(repo: str, revision: str | None, commit: str | None, file: RepoFile, t
             for last in (False, True):
                 if at.whole.exists():
                     return
-                _go_on(repo, commit, file, at.partial, token)
-                if is_right(at.partial, file):
+                if _go_on(repo, commit, file, at.partial, token) and is_right(at.partial, file):
                     at.partial.replace(at.whole)
                     return
                 at.partial.unlink()
@@ -137,8 +133,11 @@ def fetch(repo: str, revision: str | None, commit: str | None, file: RepoFile, t
                     raise _wrong(repo, file)
 
 
-def _go_on(repo: str, commit: str | None, file: RepoFile, partial: Path, token: str | None) -> None:
-    """Fetch the bytes that are not there yet; the client itself tries again where a connection breaks."""
+def _go_on(repo: str, commit: str | None, file: RepoFile, partial: Path, token: str | None) -> bool:
+    """Fetch the bytes that are not there yet; the client itself tries again where a connection breaks.
+
+    Gives False where what the server has is not as long as it should be.
+    """
     from huggingface_hub import constants, hf_hub_url
     from huggingface_hub.file_download import http_get
     from huggingface_hub.utils import build_hf_headers
@@ -149,14 +148,20 @@ def _go_on(repo: str, commit: str | None, file: RepoFile, partial: Path, token: 
     with partial.open("ab") as content:
         if content.tell() > file.size_bytes:
             content.truncate(0)
-        http_get(
-            url,
-            content,
-            resume_size=content.seek(0, os.SEEK_END),
-            headers=build_hf_headers(token=token),
-            expected_size=file.size_bytes,
-            displayed_filename=file.name,
-        )
+        try:
+            http_get(
+                url,
+                content,
+                resume_size=content.seek(0, os.SEEK_END),
+                headers=build_hf_headers(token=token),
+                expected_size=file.size_bytes,
+                displayed_filename=file.name,
+            )
+        except OSError as error:
+            if type(error) is OSError and error.errno is None:  # the client's own check of the length
+                return False
+            raise
+    return True
 
 
 def finish(
@@ -260,9 +265,5 @@ def _written(doing: str, error: OSError) -> HubError:
             hint="Free some space, then resume: what came is kept.",
             kind="disk",
         )
-    if error.errno is None:  # the client's word for a body that ended early
-        hint = "Check the network, then resume: what came is kept."
-        return HubError(f"{_TITLE} broke off while {doing}.", hint=hint, kind="unreachable")
-    return HubError(
-        f"{doing.capitalize()} failed: {error.strerror}.", hint=f"Check the folder {cache_dir()}."
-    )
+    cause = error.strerror or type(error).__name__
+    return HubError(f"{doing.capitalize()} failed: {cause}.", hint=f"Check the folder {cache_dir()}.")

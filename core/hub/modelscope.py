@@ -17,13 +17,14 @@ from core import disk
 from core.errors import HubError
 from core.hub.files import Place
 from core.hub.repositories import FoundModel, RepoFile, RepoFiles
+from core.models import caches
 
 _TITLE = "ModelScope"
 _BRANCH = "master"
 
 
 def cache_dir() -> Path:
-    return Path(os.environ.get("MODELSCOPE_CACHE") or "~/.cache/modelscope").expanduser().resolve()
+    return caches.modelscope_cache().resolve()
 
 
 def endpoint() -> str:
@@ -129,6 +130,8 @@ def finish(
 
 
 def _api(token: str | None) -> Any:
+    # read when the client is imported; its five tries with pauses take a quarter of a minute
+    os.environ.setdefault("MODELSCOPE_API_MAX_RETRIES", "2")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", FutureWarning)  # of MODELSCOPE_DOMAIN's name
         from modelscope_hub import HubApi
@@ -157,6 +160,14 @@ def _errors(doing: str, repo: str, revision: str | None) -> Iterator[None]:
             hint=f"Ask for access on {endpoint()}/models/{repo}, then enter a token of that account.",
             kind="gated",
         ) from error
+    except (errors.NetworkError, errors.ServerError, errors.RateLimitError) as error:
+        if disk.is_full(error):  # the client tries it again, then takes it for the network's fault
+            raise _full() from error
+        raise HubError(
+            f"{_TITLE} can't be reached, or broke off while {doing}.",
+            hint=f"Check the network. The address is {endpoint()} (MODELSCOPE_ENDPOINT names another).",
+            kind="unreachable",
+        ) from error
     except errors.NotExistError as error:
         if revision is not None:
             raise HubError(
@@ -170,19 +181,17 @@ def _errors(doing: str, repo: str, revision: str | None) -> Iterator[None]:
             hint="The hub or a mirror between serves a damaged file; try again later or from another one.",
             kind="checksum",
         ) from error
-    except (errors.NetworkError, errors.ServerError, errors.RateLimitError) as error:
-        raise HubError(
-            f"{_TITLE} can't be reached, or broke off while {doing}.",
-            hint=f"Check the network. The address is {endpoint()} (MODELSCOPE_ENDPOINT names another).",
-            kind="unreachable",
-        ) from error
     except errors.HubError as error:
         status = getattr(error, "status_code", None)
         raise HubError(f"{_TITLE} answered HTTP {status} while {doing}.") from error
     except OSError as error:
         if disk.is_full(error):
-            hint = "Free some space, then resume: what came is kept."
-            raise HubError(f"The disk of {cache_dir()} is full.", hint=hint, kind="disk") from error
+            raise _full() from error
         cause = error.strerror or type(error).__name__  # the whole message may hold a signed address
         hint = f"Check the network and the folder {cache_dir()}, then resume."
         raise HubError(f"{doing.capitalize()} failed: {cause}.", hint=hint, kind="unreachable") from error
+
+
+def _full() -> HubError:
+    hint = "Free some space, then resume: what came is kept."
+    return HubError(f"The disk of {cache_dir()} is full.", hint=hint, kind="disk")
