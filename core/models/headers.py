@@ -115,20 +115,24 @@ def read_safetensors(read: Read, name: str = "The file") -> Tensors:
 
 def _entry(entry: Any, name: str, tensor: str) -> tuple[str, int, int]:
     """Type, numbers and bytes of one tensor, checked against each other."""
-    wrong = _broken(name, f"its header describes the tensor {tensor[:80]!r} wrongly")
-    if not isinstance(entry, dict):
-        raise wrong
-    kind, shape, offsets = (entry.get(key) for key in ("dtype", "shape", "data_offsets"))
-    if not isinstance(shape, list) or len(shape) > _MOST_DIMENSIONS or not isinstance(offsets, list):
-        raise wrong
-    if len(offsets) != 2 or not all(type(number) is int and number >= 0 for number in (*shape, *offsets)):
-        raise wrong
-    if kind not in _BITS:
-        raise _broken(name, f"the tensor {tensor[:80]!r} is of an unknown type")
-    count, size = math.prod(shape), offsets[1] - offsets[0]
-    if -(-count * _BITS[kind] // 8) != size:
-        raise wrong
-    return kind, count, size
+    kind, shape, offsets = (
+        (entry.get(key) for key in ("dtype", "shape", "data_offsets"))
+        if isinstance(entry, dict)
+        else (None, None, None)
+    )
+    lists = isinstance(shape, list) and isinstance(offsets, list) and isinstance(kind, str)
+    if (
+        lists
+        and len(shape) <= _MOST_DIMENSIONS
+        and len(offsets) == 2
+        and all(type(number) is int and number >= 0 for number in (*shape, *offsets))
+    ):
+        if kind not in _BITS:
+            raise _broken(name, f"the tensor {tensor[:80]!r} is of an unknown type")
+        count, size = math.prod(shape), offsets[1] - offsets[0]
+        if -(-count * _BITS[kind] // 8) == size:
+            return kind, count, size
+    raise _broken(name, f"its header describes the tensor {tensor[:80]!r} wrongly")
 
 
 def read_index(data: bytes, name: str = "The index") -> tuple[tuple[str, ...], int | None]:
