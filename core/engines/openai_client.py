@@ -31,7 +31,7 @@ _MOST_MODELS = 2_000
 _CONNECT_S, _READ_S, _PROBE_S = 10.0, 600.0, 10.0
 _BUSY_TRIES, _BROKEN_TRIES = 10, 3
 _LONGEST_WAIT_S = 120.0
-_BACK_OFF = wait_exponential_jitter(initial=0.5, max=30)
+_BACK_OFF = wait_exponential_jitter(multiplier=0.5, max=30)
 _IDLE_CONNECTION_S = 3.0  # uvicorn closes them after five; one that is closed while we write is lost
 _BUSY = (429, 503)
 
