@@ -74,8 +74,9 @@ class Tokenizer:
         has_start = bool(start) and text.startswith(start)
         return self.encode([text], add_special_tokens=not has_start)[0]
 
-    def decode(self, token_ids: Sequence[int]) -> str:
-        return self._tokenizer.decode(list(token_ids), skip_special_tokens=True)
+    def decode(self, token_ids: Sequence[int], *, special: bool = False) -> str:
+        """The text; control tokens are left out of it unless `special`."""
+        return self._tokenizer.decode(list(token_ids), skip_special_tokens=not special)
 
     def pieces(self, token_ids: Sequence[int]) -> list[TokenPiece]:
         """Each token by itself. Models may have more than their tokenizer: those are special and empty."""
@@ -137,3 +138,10 @@ class Tokenizer:
                 f"{taken[0]!r} is no option of a chat template.",
                 hint="Give variables that the template reads.",
             )
+
+
+def end_ids(tokenizer: Tokenizer, generation_config: Mapping[str, Any]) -> tuple[int, ...]:
+    """The tokens that end an answer: the tokenizer's, and those the model's makers add."""
+    added = generation_config.get("eos_token_id")
+    ids = [tokenizer.end_id, *(added if isinstance(added, list) else [added])]
+    return tuple(dict.fromkeys(token for token in ids if token is not None))

@@ -1,0 +1,128 @@
+"""transformers as an Engine, in a process of its own: runs nearly every model, wherever torch does.
+
+The model is `core.engines.hf_backend`'s; this is the side that the runtime knows.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Coroutine
+from typing import Any
+
+from core import machine
+from core.engines.base import Report
+from core.engines.engine_log import EngineLog
+from core.engines.guard import Guard
+from core.engines.tokenizer import Tokenizer, end_ids
+from core.engines.vllm_models import read_generation_config
+from core.engines.worker import Worker
+from core.engines.worker_engine import WorkerEngine
+from core.errors import EngineLoadError, ParameterError
+from core.hub import permissions
+from core.models.locate import locate
+from core.settings import Settings
+from core.types import EngineInfo, EngineSpec, Feature
+
+_SLOTS = 32
+_CHAT_SLOTS = 4
+"""Slots beyond a batch's width, so that a chat never waits for a row to end."""
+_CANNOT: dict[Feature, str] = {
+    "structured_outputs": "transformers can't hold an answer to a structure.",
+    "beam_search": "Beam search is not done with transformers here: its sequences share one batch.",
+    "adapters": "LoRA adapters are not loaded into transformers here; merge one into its model instead.",
+}
+_CANNOT_PARAMS = {
+    "spaces_between_special_tokens": "transformers' tokenizers put no spaces between control tokens.",
+}
+_NOT_TAKEN = {
+    "quantization": "weights are loaded as the model's files hold them",
+    "kv_cache_dtype": "the KV cache has the model's own type",
+    "kv_cache_memory_bytes": "the KV cache grows as it is needed",
+    "speculative_config": "there is no speculative decoding",
+    "enable_lora": "there are no adapters",
+    "tensor_parallel_size": "a model's layers are spread over the GPUs there are, one after the other",
+    "pipeline_parallel_size": "a model's layers are spread over the GPUs there are, one after the other",
+    "data_parallel_size": "there is one copy of the model",
+}
+
+
+def load(
+    spec: EngineSpec,
+    settings: Settings,
+    *,
+    report: Report,
+    log: EngineLog,
+    guard: Guard,
+    run: Callable[[Coroutine[Any, Any, Any]], Any],
+) -> WorkerEngine:
+    """Start a process with the model and answer one request with it. Blocks for the whole load.
+
+    Raises EngineLoadError (with the process's log), ModelError, ParameterError.
+    """
+    began = time.monotonic()
+    _refuse_settings(spec)
+    log.begin()
+    model = locate(spec, settings, report)
+    report("Importing transformers")
+    generation_config = read_generation_config(model)
+    tokenizer = Tokenizer(model.name, model.folder, trust_remote_code=spec.trust_remote_code)
+    slots = spec.max_num_seqs or _SLOTS
+    arguments = {
+        "name": model.name,
+        "folder": str(model.folder),
+        "dtype": spec.dtype,
+        "slots": slots + _CHAT_SLOTS,
+        "context_tokens": spec.max_model_len,
+        "end_ids": end_ids(tokenizer, generation_config),
+        "trust_remote_code": spec.trust_remote_code,
+        "allow_pickle": "pickle" in permissions.allowed(settings, spec.model, spec.hub),
+    }
+    try:
+        worker = Worker.start(
+            "core.engines.hf_backend:make", arguments, report=report, log=log, guard=guard, run=run
+        )
+    except EngineLoadError as error:
+        said = f"{model.name} could not be loaded: {error.message}"
+        raise EngineLoadError(said, hint=error.hint, log=error.log) from error
+    facts = worker.facts
+    info = EngineInfo(
+        model=model.name,
+        revision=model.revision,
+        device=_device(facts["device"]),
+        dtype=facts["dtype"],
+        max_model_len=facts["context_tokens"],
+        max_num_seqs=slots + _CHAT_SLOTS,
+        batch_slots=slots,
+        kv_cache_tokens=facts["cache_tokens"],
+        kv_cache_bytes=facts["cache_bytes"],
+        has_chat_template=tokenizer.has_chat_template,
+        generation_config=generation_config,
+        engine_version=facts["version"],
+        settings={"max_num_seqs": slots, "notes": list(facts["notes"])},
+        load_s=time.monotonic() - began,
+        cannot=_CANNOT,
+        cannot_params=_CANNOT_PARAMS,
+        weights_bytes=facts["weights_bytes"],
+    )
+    engine = WorkerEngine(spec=spec, info=info, tokenizer=tokenizer, worker=worker)
+    try:
+        report("Warming up")
+        run(engine.warm_up())
+    except BaseException:
+        run(engine.close())
+        raise
+    return engine
+
+
+def _refuse_settings(spec: EngineSpec) -> None:
+    """Settings that would be ignored are refused. Raises ParameterError."""
+    for name, reason in _NOT_TAKEN.items():
+        if getattr(spec, name) not in (None, False, 1):
+            raise ParameterError(f"transformers takes no {name}: {reason}.", hint="Leave it empty.")
+
+
+def _device(kind: str) -> str:
+    if kind != "cpu":
+        return kind
+    here = machine.describe()
+    return f"CPU, {here.cores} cores ({here.cpu})"

@@ -1,0 +1,389 @@
+"""transformers in the worker's process: one batch that sequences join and leave between two steps.
+
+The loop is `generate`'s own, one forward pass a step with a DynamicCache, written out: `generate` itself
+takes no sequence up before all of its batch have ended, so a chat would wait for a table's rows. Sequences
+of different lengths lie in one batch with padding on their left. Models whose layers keep more than keys
+and values (Mamba and its like) can't join a batch under way; theirs are done one batch after another.
+"""
+
+from __future__ import annotations
+
+import copy
+import gc
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from core import machine
+from core.engines import hf_sampling, vllm_scoring
+from core.engines.base import Report
+from core.engines.hf_sampling import Chooser
+from core.engines.tokenizer import Tokenizer
+from core.engines.worker_text import Key, Token, Work
+from core.errors import RequestRejected
+
+if TYPE_CHECKING:
+    import numpy as np
+    import torch
+
+_PROMPT_TOKENS = {"cpu": 2048, "cuda": 16384}
+"""Most tokens of prompts that one step reads, padding included; one prompt alone may be longer."""
+_CHOICES_AT_ONCE = 8
+_ONE_AFTER_ANOTHER = "This model's requests are answered batch after batch: none can join one under way."
+_CACHE_SHARE = 0.5
+"""Of the memory that is free after the load, for keys and values: a step copies a layer's."""
+
+
+def make(
+    *,
+    report: Report,
+    name: str,
+    folder: str,
+    dtype: str,
+    slots: int,
+    context_tokens: int | None,
+    end_ids: Sequence[int],
+    trust_remote_code: bool,
+    allow_pickle: bool,
+) -> TransformersBackend:
+    """Load the model in `folder`. `end_ids`: tokens that its makers say end an answer."""
+    import torch
+    import transformers
+
+    transformers.logging.disable_progress_bar()
+    report("Loading weights")
+    device = _device()
+    model = transformers.AutoModelForCausalLM.from_pretrained(
+        folder,
+        dtype=_dtype(dtype, device, folder, trust_remote_code),
+        device_map="auto" if torch.cuda.device_count() > 1 else {"": device},
+        trust_remote_code=trust_remote_code,
+        use_safetensors=None if allow_pickle else True,
+        local_files_only=True,
+    ).eval()
+    tokenizer = Tokenizer(name, Path(folder), trust_remote_code=trust_remote_code)
+    text = model.config.get_text_config()
+    made_for = getattr(text, "max_position_embeddings", None) or 2048
+    report("Warming up")
+    return TransformersBackend(
+        model,
+        tokenizer,
+        slots=slots,
+        context_tokens=min(context_tokens or made_for, made_for),
+        end_ids=frozenset(end_ids),
+    )
+
+
+def _device() -> str:
+    import torch
+
+    if torch.cuda.is_available():
+        return "cuda"
+    return "mps" if torch.backends.mps.is_available() else "cpu"
+
+
+def _dtype(asked: str, device: str, folder: str, trust_remote_code: bool) -> Any:
+    """The one asked for; else the model's own, but float32 on a CPU that is slow at anything else."""
+    import torch
+    from transformers import AutoConfig
+
+    if asked != "auto":
+        return {"half": torch.float16, "float": torch.float32}.get(asked) or getattr(torch, asked)
+    config = AutoConfig.from_pretrained(folder, trust_remote_code=trust_remote_code)
+    own = getattr(config.get_text_config(), "dtype", None) or torch.float32
+    if device != "cpu" or own == torch.float32:
+        return own
+    fast = {"amx_bf16", "avx512_bf16"} & set(machine.describe().cpu_features)
+    return torch.bfloat16 if fast else torch.float32
+
+
+class _Rows:
+    """Sequences that are stepped together. `mask`: (sequences, length), 0 where there is padding."""
+
+    def __init__(self, keys: list[Key], mask: torch.Tensor, cache: Any) -> None:
+        self.keys = keys
+        self.mask = mask
+        self.cache = cache
+
+    def keep(self, rows: Sequence[int]) -> None:
+        import torch
+
+        index = torch.tensor(rows, device=self.mask.device)
+        self.keys = [self.keys[row] for row in rows]
+        self.mask = self.mask[index]
+        self.cache.batch_select_indices(index)
+        # the longest one may have gone: what is padding in all others goes with it
+        spare = int(self.mask.argmax(-1).min())
+        if spare:
+            self.mask = self.mask[:, spare:]
+            for layer in self.cache.layers:
+                layer.keys, layer.values = layer.keys[..., spare:, :], layer.values[..., spare:, :]
+
+    def join(self, other: _Rows) -> None:
+        """Take the sequences of `other` in, padded on the left to one length."""
+        import torch
+
+        width = max(self.mask.shape[1], other.mask.shape[1])
+
+        def padded(tensor: torch.Tensor, axis: int) -> torch.Tensor:
+            missing = list(tensor.shape)
+            missing[axis] = width - tensor.shape[axis]
+            return torch.cat([tensor.new_zeros(missing), tensor], axis)
+
+        self.keys += other.keys
+        self.mask = torch.cat([padded(self.mask, 1), padded(other.mask, 1)])
+        for ours, theirs in zip(self.cache.layers, other.cache.layers, strict=True):
+            ours.keys = torch.cat([padded(ours.keys, -2), padded(theirs.keys, -2)])
+            ours.values = torch.cat([padded(ours.values, -2), padded(theirs.values, -2)])
+
+
+class TransformersBackend:
+    """See `core.engines.worker.Backend`."""
+
+    def __init__(
+        self,
+        model: Any,
+        tokenizer: Tokenizer,
+        *,
+        slots: int,
+        context_tokens: int,
+        end_ids: frozenset[int],
+    ) -> None:
+        import inspect
+
+        import torch
+        import transformers
+
+        self.slots = slots
+        self.context_tokens = context_tokens
+        self.end_ids = end_ids
+        self._model = model
+        self._tokenizer = tokenizer
+        self._device = model.device
+        self._vocabulary = model.get_output_embeddings().weight.shape[0]
+        takes = inspect.signature(model.forward).parameters
+        self._takes_positions = "position_ids" in takes
+        self._takes_keep = "logits_to_keep" in takes
+        self._can_join = _has_plain_layers(model)
+        self._choosers: dict[Key, Chooser] = {}
+        self._new: list[Key] = []
+        self._rows: _Rows | None = None
+        token_bytes = self._measure()
+        self._cache_tokens = max(context_tokens, int(_free_bytes(self._device) * _CACHE_SHARE) // token_bytes)
+        self.facts: Mapping[str, Any] = {
+            "device": _device_name(self._device),
+            "dtype": str(model.dtype).removeprefix("torch."),
+            "context_tokens": context_tokens,
+            "weights_bytes": sum(each.numel() * each.element_size() for each in model.parameters()),
+            "cache_tokens": self._cache_tokens,
+            "cache_bytes": self._cache_tokens * token_bytes,
+            "version": f"transformers {transformers.__version__}, torch {torch.__version__}",
+            "notes": () if self._can_join else (_ONE_AFTER_ANOTHER,),
+        }
+
+    def add(self, key: Key, work: Work) -> None:
+        reason = hf_sampling.refused(work.params, self._vocabulary)
+        if reason:
+            raise RequestRejected(reason, hint="Change the parameters.")
+        encode = lambda text: self._tokenizer.encode([text])[0]  # noqa: E731
+        self._choosers[key] = Chooser(work, self._device, self.end_ids, encode)
+        self._new.append(key)
+
+    def drop(self, key: Key) -> None:
+        del self._choosers[key]
+        if key in self._new:
+            self._new.remove(key)
+        if not self._choosers:
+            self._rows = None
+
+    def step(self) -> Sequence[tuple[Key, Token]]:
+        import torch
+
+        with torch.inference_mode():
+            self._forget_dropped()
+            return [*self._go_on(), *self._begin()]
+
+    def _forget_dropped(self) -> None:
+        rows = self._rows
+        if rows is None or not self._can_join:  # there, they stay as they are until all have ended
+            return
+        live = [row for row, key in enumerate(rows.keys) if key in self._choosers]
+        if not live:
+            self._rows = None
+        elif len(live) < len(rows.keys):
+            rows.keep(live)
+
+    def _go_on(self) -> Iterator[tuple[Key, Token]]:
+        """One token more for each sequence under way."""
+        import torch
+
+        rows = self._rows
+        if rows is None:
+            return
+        last = [self._choosers[key].written[-1] if key in self._choosers else 0 for key in rows.keys]
+        rows.mask = torch.cat([rows.mask, rows.mask.new_ones(len(last), 1)], 1)
+        logits = self._forward(torch.tensor(last, device=self._device)[:, None], rows.mask, rows.cache)
+        yield from self._choose(rows.keys, logits)
+
+    def _begin(self) -> Iterator[tuple[Key, Token]]:
+        """Read the prompts of new sequences, as many as one step may, and write their first tokens."""
+        import torch
+
+        keys = self._next_new()
+        if not keys:
+            return
+        prompts = [self._choosers[key].work.prompt_ids for key in keys]
+        longest = max(map(len, prompts))
+        ids = torch.zeros(len(keys), longest, dtype=torch.long)
+        mask = torch.zeros(len(keys), longest, dtype=torch.long)
+        for row, prompt in enumerate(prompts):
+            ids[row, longest - len(prompt) :] = torch.tensor(prompt)
+            mask[row, longest - len(prompt) :] = 1
+        fresh = _Rows(list(keys), mask.to(self._device), self._cache())
+        logits = self._forward(ids.to(self._device), fresh.mask, fresh.cache)
+        if self._rows is None:
+            self._rows = fresh
+        else:
+            self._rows.join(fresh)
+        yield from self._choose(keys, logits)
+
+    def _next_new(self) -> list[Key]:
+        if self._rows is not None and not self._can_join:
+            return []
+        held = list(self._rows.keys) if self._rows is not None else []
+        most, budget = self._most_tokens(held), _PROMPT_TOKENS.get(self._device.type, 2048)
+        taken: list[Key] = []
+        longest = 0
+        for key in self._new:
+            longest = max(longest, len(self._choosers[key].work.prompt_ids))
+            most = max(most, self._most_tokens([key]))
+            together = len(held) + len(taken) + 1
+            if taken and longest * (len(taken) + 1) > budget:
+                break
+            if together > 1 and most * together > self._cache_tokens:
+                break
+            taken.append(key)
+        self._new = self._new[len(taken) :]
+        return taken
+
+    def _most_tokens(self, keys: Sequence[Key]) -> int:
+        """How long the longest of the sequences may get."""
+        works = [self._choosers[key].work for key in keys if key in self._choosers]
+        return max(
+            (min(len(work.prompt_ids) + work.max_tokens, self.context_tokens) for work in works), default=0
+        )
+
+    def _choose(self, keys: Sequence[Key], logits: torch.Tensor) -> Iterator[tuple[Key, Token]]:
+        live = [row for row, key in enumerate(keys) if key in self._choosers]
+        choosers = [self._choosers[keys[row]] for row in live]
+        logits = logits.float() if len(live) == len(keys) else logits[live].float()
+        tokens = hf_sampling.choose(logits, choosers)
+        return zip((keys[row] for row in live), tokens, strict=True)
+
+    def _forward(
+        self, ids: torch.Tensor, mask: torch.Tensor | None, cache: Any, keep: int = 1
+    ) -> torch.Tensor:
+        """Logits of the last place, (sequences, vocabulary), or of the last `keep`."""
+        arguments: dict[str, Any] = {"input_ids": ids, "past_key_values": cache, "use_cache": True}
+        if mask is not None:
+            arguments["attention_mask"] = mask
+            if self._takes_positions:
+                positions = (mask.cumsum(-1) - 1).clamp_min(0)
+                arguments["position_ids"] = positions[:, -ids.shape[1] :]
+        if self._takes_keep:
+            arguments["logits_to_keep"] = keep
+        logits = self._model(**arguments).logits.to(self._device)[..., : self._vocabulary]
+        return logits[:, -1] if keep == 1 else logits[:, -keep:]
+
+    def _cache(self) -> Any:
+        """Where layers can be joined, all keep their whole sequence, also those with a sliding window."""
+        from transformers import DynamicCache
+
+        return DynamicCache() if self._can_join else DynamicCache(config=self._model.config)
+
+    def _measure(self) -> int:
+        """Bytes of keys and values a token, from a first pass."""
+        import torch
+
+        cache, tokens = self._cache(), 8
+        with torch.inference_mode():
+            self._forward(torch.zeros(1, tokens, dtype=torch.long, device=self._device), None, cache)
+        kept = [each for layer in cache.layers for each in (layer.keys, layer.values) if each is not None]
+        return max(1, sum(each.numel() * each.element_size() for each in kept) // tokens)
+
+    def score(self, prompt_ids: Sequence[int], answers: Sequence[tuple[int, ...]]) -> list[float]:
+        """See `core.engines.base.Engine.score`. The prompt is read once, its answers some at a time."""
+        import torch
+
+        ends = sorted(self.end_ids)
+        asked = vllm_scoring.questions(answers, ends)
+        found: dict[tuple[int, ...], dict[int, float]] = {}
+        with torch.inference_mode():
+            start = self._cache()
+            if len(prompt_ids) > 1:
+                self._forward(torch.tensor([prompt_ids[:-1]], device=self._device), None, start)
+            for begin in range(0, len(answers), _CHOICES_AT_ONCE):
+                some = answers[begin : begin + _CHOICES_AT_ONCE]
+                cache = copy.deepcopy(start)
+                if len(prompt_ids) > 1:
+                    cache.batch_repeat_interleave(len(some))
+                width = max(map(len, some)) + 1
+                # padding on the right: no token sees what comes after it
+                ids = [[prompt_ids[-1], *answer, *[0] * (width - 1 - len(answer))] for answer in some]
+                logits = self._forward(torch.tensor(ids, device=self._device), None, cache, keep=width)
+                if width == 1:
+                    logits = logits[:, None]
+                logprobs = logits.float().log_softmax(-1)
+                for row, answer in enumerate(some):
+                    for length in range(len(answer) + 1):
+                        wanted = asked.get(answer[:length], ())
+                        found[answer[:length]] = {
+                            token: logprobs[row, length, token].item() for token in wanted
+                        }
+        return vllm_scoring.sums(answers, ends, {node: found[node] for node in asked})
+
+    def next_logprobs(self, prompt_ids: Sequence[int]) -> np.ndarray:
+        """Natural logarithms, float32, (vocabulary,)."""
+        import torch
+
+        with torch.inference_mode():
+            logits = self._forward(torch.tensor([prompt_ids], device=self._device), None, self._cache())
+            return logits[0].float().log_softmax(-1).cpu().numpy()
+
+    def decode(self, token_ids: Sequence[int], *, special: bool) -> str:
+        return self._tokenizer.decode(token_ids, special=special)
+
+    def texts(self, token_ids: Sequence[int]) -> list[str]:
+        return self._tokenizer.texts(token_ids)
+
+
+def _has_plain_layers(model: Any) -> bool:
+    """Whether all that the model's layers keep is keys and values, one a token."""
+    from transformers import DynamicCache
+    from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
+
+    try:
+        layers = DynamicCache(config=model.config).layers
+    except (ValueError, KeyError, AttributeError, TypeError):  # a cache that only the model itself makes
+        return False
+    return all(type(layer) in (DynamicLayer, DynamicSlidingWindowLayer) for layer in layers)
+
+
+def _free_bytes(device: torch.device) -> int:
+    import torch
+
+    gc.collect()
+    if device.type == "cuda":
+        torch.cuda.empty_cache()
+        return torch.cuda.mem_get_info(device)[0]
+    return machine.describe().available_bytes
+
+
+def _device_name(device: torch.device) -> str:
+    import torch
+
+    if device.type == "cuda":
+        count = torch.cuda.device_count()
+        name = torch.cuda.get_device_name(device)
+        return name if count == 1 else f"{count} x {name}"
+    return "cpu" if device.type == "cpu" else "Apple GPU"
