@@ -22,6 +22,9 @@ from core.models import caches
 _TITLE = "ModelScope"
 _BRANCH = "master"
 
+# read when the client is imported; its five tries to reach a hub take a quarter of a minute
+os.environ.setdefault("MODELSCOPE_API_MAX_RETRIES", "2")
+
 
 def cache_dir() -> Path:
     return caches.modelscope_cache().resolve()
@@ -130,8 +133,6 @@ def finish(
 
 
 def _api(token: str | None) -> Any:
-    # read when the client is imported; its five tries with pauses take a quarter of a minute
-    os.environ.setdefault("MODELSCOPE_API_MAX_RETRIES", "2")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", FutureWarning)  # of MODELSCOPE_DOMAIN's name
         from modelscope_hub import HubApi

@@ -126,7 +126,7 @@ def _wait_for_all(fetching: list[concurrent.futures.Future[None]]) -> None:
 
 def _fetch(task: Task, file: RepoFile, token: str | None, teller: _Teller) -> None:
     """One file. A connection that breaks is tried again for as long as each try brings something."""
-    tries, before = 0, -1
+    tries, before = 0, teller.received()[file.path]
     while True:
         try:
             client(task.hub).fetch(task.repo, task.revision, task.commit, file, token)
@@ -137,7 +137,7 @@ def _fetch(task: Task, file: RepoFile, token: str | None, teller: _Teller) -> No
             before = now
             if error.kind != "unreachable" or tries >= _TRIES_WITHOUT_PROGRESS:
                 raise
-            time.sleep(min(2.0**tries, 10.0))
+            time.sleep(2.0 ** (tries - 1) if tries else 0.5)
 
 
 def _clean(text: str, token: str | None) -> str:
