@@ -106,7 +106,7 @@ def _folders(parent: Path) -> list[Path]:
 
 
 def bytes_in(folder: Path) -> int:
-    """What a folder takes on the disk, with what is in it: a file that two names mean counts once."""
+    """What is in a folder takes on the disk; a file that two names mean counts once, no folder as 0."""
     sizes = {}
     for path in folder.rglob("*"):
         if path.is_file() and not path.is_symlink():
@@ -120,14 +120,15 @@ def remove(snapshot: Snapshot, files: tuple[Path, ...] = ()) -> int:
 
     What another revision needs, too, stays. Raises ModelError.
     """
-    home = snapshot.folder.parent.parent if snapshot.folder.parent.name == "snapshots" else snapshot.folder
+    snapshots = snapshot.folder.parent
+    kept = (snapshots, snapshots.with_name("blobs")) if snapshots.name == "snapshots" else (snapshot.folder,)
     try:
-        before = bytes_in(home)
+        before = sum(map(bytes_in, kept))
         if snapshot.hub == "huggingface":
             _remove_from_huggingface(snapshot, frozenset(files))
         else:
             _remove_from_modelscope(snapshot, files)
-        return before - (bytes_in(home) if home.is_dir() else 0)
+        return before - sum(map(bytes_in, kept))
     except OSError as error:
         raise ModelError(
             f"{snapshot.repo} could not be deleted: {error.strerror or error}.",
