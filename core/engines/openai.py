@@ -18,14 +18,16 @@ import time
 from collections.abc import AsyncIterator, Callable, Coroutine, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NoReturn
 
-from core.endpoints import RemoteModel, checked_url, secret_name
+from core.endpoints import checked_url, secret_name
 from core.engines.base import Report
+from core.engines.chat_prompts import chat_text
 from core.engines.engine_log import EngineLog
 from core.engines.guard import Guard
 from core.engines.openai_client import Broken, Refused, Server
-from core.engines.openai_info import describe, keep, known, known_path
+from core.engines.openai_info import describe, find_model, keep, known, known_path
 from core.engines.openai_params import Capabilities, Reader, body, together
 from core.engines.openai_probe import find_out
+from core.engines.openai_scoring import scores
 from core.engines.openai_tokens import Tokens
 from core.errors import EngineDied, EngineLoadError, ParameterError, RequestRejected
 from core.prompts import plain_text
@@ -40,6 +42,7 @@ from core.types import (
     EngineStats,
     Feature,
     Message,
+    Prompt,
     Request,
     TokenPiece,
 )
@@ -47,7 +50,6 @@ from core.types import (
 if TYPE_CHECKING:
     import numpy as np
 
-_POLL_S = 1.0
 _LOOK_EVERY_S = 10.0
 _WHOLE = 1 << 20  # tokens to a chunk: the first at once, the rest together
 _BROKEN_TRIES = 3
@@ -80,7 +82,7 @@ def load(
     is_lost = (base_url, spec.model) in _lost
     try:
         try:
-            model = _find_model(server, spec, report, run, waits=is_lost)
+            model = find_model(server, spec, report, run, waits=is_lost)
             path = known_path(settings, base_url, model.name)
             can = None if is_lost else known(path)
             if can is None:
@@ -237,7 +239,20 @@ class OpenAIEngine:
         return together([task.result() for task in tasks])
 
     async def score(self, request: Request, choices: Sequence[str]) -> list[float]:
-        self._refuse("score")
+        if "score" in self.info.cannot:
+            self._refuse("score")
+        ids = await asyncio.to_thread(self._prompt_ids, request.prompt)
+        answers = await asyncio.to_thread(self.encode, choices)
+        if not answers or not all(answers):
+            raise RequestRejected("A choice is empty, or there is none.", hint="Give choices with text.")
+        longest = len(ids) + max(map(len, answers)) + 1  # the token that ends it may be asked for as well
+        self._room(longest)
+        end_id = self._can.end_ids[0] if self._can.end_ids else None
+        with self._counted():
+            try:
+                return await scores(self._server, self.info.model, ids, answers, end_id)
+            except EngineDied as error:
+                raise self._lose(error) from error
 
     async def next_logprobs(self, request: Request) -> np.ndarray:
         self._refuse("distribution")
@@ -299,24 +314,35 @@ class OpenAIEngine:
         prompt, room = request.prompt, None
         if isinstance(prompt, ChatPrompt) and not self._can.chat:
             prompt = plain_text(prompt.messages)
-            request = dataclasses.replace(request, prompt=prompt)
         if isinstance(prompt, str) and self._tokens is not None:
-            special = _BEGINNING.match(prompt) is None
-            (ids,) = await asyncio.to_thread(self.encode, [prompt], add_special_tokens=special)
-            request = dataclasses.replace(request, prompt=ids)
-            prompt = ids
+            prompt = await asyncio.to_thread(self._prompt_ids, prompt)
         if not isinstance(prompt, ChatPrompt) and not len(prompt):
             raise RequestRejected("The prompt is empty.", hint="Write something.")
         if not isinstance(prompt, ChatPrompt | str):
             self._its_tokens()
-            limit = self.info.max_model_len
-            room = limit - len(prompt)
-            if room < 1:
-                raise RequestRejected(
-                    f"The prompt has {len(prompt)} tokens; the context holds {limit}, the answer included.",
-                    hint="Shorten the prompt.",
-                )
+            room = self._room(len(prompt))
+        request = dataclasses.replace(request, prompt=prompt)
         return body(request, self.info.model, self._can, room)
+
+    def _prompt_ids(self, prompt: Prompt) -> list[int]:
+        """From a thread: it may ask the server."""
+        if isinstance(prompt, ChatPrompt):
+            text, special = chat_text(prompt, self)
+        elif isinstance(prompt, str):
+            text, special = prompt, _BEGINNING.match(prompt) is None
+        else:
+            return list(prompt)
+        return self.encode([text], add_special_tokens=special)[0]
+
+    def _room(self, tokens: int) -> int:
+        """Tokens that are left for the answer."""
+        limit = self.info.max_model_len
+        if tokens >= limit:
+            raise RequestRejected(
+                f"The prompt has {tokens} tokens; the context holds {limit}, the answer included.",
+                hint="Shorten the prompt.",
+            )
+        return limit - tokens
 
     def _its_tokens(self) -> Tokens:
         if self._tokens is None:
@@ -345,45 +371,6 @@ class OpenAIEngine:
         if completion.cached_tokens is not None:
             self._queried += completion.prompt_tokens
             self._cached += completion.cached_tokens
-
-
-# -- loading ---------------------------------------------------------------------------
-
-
-def _find_model(
-    server: Server,
-    spec: EngineSpec,
-    report: Report,
-    run: Callable[[Coroutine[Any, Any, Any]], Any],
-    *,
-    waits: bool,
-) -> RemoteModel:
-    """The model on the server's list; the only one there is, where none was named."""
-    report(f"Asking {server.host} for its models")
-    while True:
-        try:
-            models = run(server.models())
-            break
-        except EngineDied:
-            if not waits:
-                raise
-            report(f"Waiting for {server.host}")  # raises when nobody wants it any more
-            time.sleep(_POLL_S)
-        except Refused as error:
-            if error.status not in (404, 405, 501):
-                raise
-            models = (RemoteModel(spec.model),)  # it keeps no list
-            break
-    named = {model.name: model for model in models}
-    if spec.model in named:
-        return named[spec.model]
-    if spec.model in ("", "embedded") and len(models) == 1:
-        return models[0]
-    few = ", ".join(list(named)[:5]) + (f" and {len(named) - 5} more" if len(named) > 5 else "")
-    raise EngineLoadError(
-        f"{server.host} has no model {spec.model!r}.",
-        hint=f"It has {few}." if few else "It has none at all.",
-    )
 
 
 def _wanted(request: Request) -> int | None:

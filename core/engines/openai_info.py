@@ -1,22 +1,63 @@
-"""What is known of a server's model: kept for a day, and told in the workbench's words."""
+"""What is known of a server's model: found on its list, kept for a day, told in the workbench's words."""
 
 from __future__ import annotations
 
 import hashlib
 import time
+from collections.abc import Callable, Coroutine
 from pathlib import Path
+from typing import Any
 
 from pydantic import TypeAdapter, ValidationError
 
 from core.endpoints import DEFAULT_SLOTS, RemoteModel
-from core.engines.openai_client import Server
+from core.engines.base import Report
+from core.engines.openai_client import Refused, Server
 from core.engines.openai_params import Capabilities
+from core.errors import EngineDied, EngineLoadError
 from core.settings import Settings
 from core.types import EngineInfo, EngineSpec, Feature
 
 ASSUMED_CONTEXT = 32_768
 """Tokens, where neither the server nor the settings say how long its context is."""
 _KNOWN_S = 24 * 3600
+_POLL_S = 1.0
+
+
+def find_model(
+    server: Server,
+    spec: EngineSpec,
+    report: Report,
+    run: Callable[[Coroutine[Any, Any, Any]], Any],
+    *,
+    waits: bool,
+) -> RemoteModel:
+    """The model on the server's list; the only one there is, where none was named."""
+    report(f"Asking {server.host} for its models")
+    while True:
+        try:
+            models = run(server.models())
+            break
+        except EngineDied:
+            if not waits:
+                raise
+            report(f"Waiting for {server.host}")  # raises when nobody wants it any more
+            time.sleep(_POLL_S)
+        except Refused as error:
+            if error.status not in (404, 405, 501):
+                raise
+            models = (RemoteModel(spec.model),)  # it keeps no list
+            break
+    named = {model.name: model for model in models}
+    if spec.model in named:
+        return named[spec.model]
+    if spec.model in ("", "embedded") and len(models) == 1:
+        return models[0]
+    few = ", ".join(list(named)[:5]) + (f" and {len(named) - 5} more" if len(named) > 5 else "")
+    raise EngineLoadError(
+        f"{server.host} has no model {spec.model!r}.",
+        hint=f"It has {few}." if few else "It has none at all.",
+    )
 
 
 def known_path(settings: Settings, base_url: str, model: str) -> Path:
@@ -81,11 +122,12 @@ def describe(
 
 def _cannot(can: Capabilities) -> dict[Feature, str]:
     cannot: dict[Feature, str] = {
-        "score": "A server gives no probabilities of given answers.",
         "beam_search": "Beam search is not asked of a server.",
         "distribution": "A server gives the probabilities of a few tokens, not of all.",
         "adapters": "A server's LoRA adapters are models of their own: load one by its name.",
     }
+    if not can.scores:
+        cannot["score"] = "This server gives no probabilities of given answers."
     if not can.tokens:
         cannot["tokens"] = "This server tells nobody how it cuts text into tokens."
     if not can.is_vllm:

@@ -37,7 +37,8 @@ class Capabilities:
 
     `refused` has the reason for each sampling parameter that it doesn't take. `max_tokens` is the
     parameter's name there. `is_vllm`: answers come with token ids, and vLLM's parameters act.
-    `end_ids`: tokens that end an answer, where the server let one be seen.
+    `end_ids`: tokens that end an answer, where the server let one be seen. `scores`: a prompt's own
+    tokens come with their log-probabilities.
     `priority`: requests may say how urgent they are.
     """
 
@@ -45,6 +46,7 @@ class Capabilities:
     chat: bool = False
     completion: bool = False
     tokens: bool = False
+    scores: bool = False
     logprobs: bool = False
     end_ids: tuple[int, ...] = ()
     structures: tuple[str, ...] = ()

@@ -29,15 +29,7 @@ async def find_out(server: Server, model: str) -> Capabilities:
     """Raises EngineLoadError when the model answers nothing, RequestRejected and EngineDied as `Server`."""
     asking = _Asking(server, model)
     await asking.begin()
-    (
-        logprobs,
-        usage,
-        (structures, in_format, end_ids),
-        refused,
-        tokens,
-        priority,
-        version,
-    ) = await asyncio.gather(
+    logprobs, usage, shapes, refused, (tokens, scores), priority, version = await asyncio.gather(
         asking.gives_logprobs(),
         asking.gives_usage(),
         asking.structures(),
@@ -46,11 +38,13 @@ async def find_out(server: Server, model: str) -> Capabilities:
         asking.takes_priority(),
         asking.version(),
     )
+    structures, in_format, end_ids = shapes
     return Capabilities(
         is_vllm=asking.is_vllm,
         chat=asking.chat is not None,
         completion=asking.completion,
         tokens=tokens,
+        scores=scores,
         logprobs=logprobs,
         end_ids=end_ids,
         structures=structures,
@@ -207,19 +201,23 @@ class _Asking:
             return []
         return [name for name, text in zip(("top_k", "min_p"), texts, strict=True) if text == greedy]
 
-    async def gives_tokens(self) -> bool:
-        """Whether /tokenize and /detokenize are there, and ids are taken as a prompt."""
+    async def gives_tokens(self) -> tuple[bool, bool]:
+        """(Whether /tokenize and /detokenize are there and ids are a prompt, whether prompts are scored)."""
         if not (self.is_vllm and self.completion):
-            return False
+            return False, False
         name = {"model": self._model}
         reply = await self._try(self._server.root + "/tokenize", {**name, "prompt": "Hello, world"})
         ids = reply.get("tokens") if reply else None
         if not isinstance(ids, list) or not ids:
-            return False
+            return False, False
         back = await self._try(self._server.root + "/detokenize", {**name, "tokens": ids})
         if not back or "Hello, world" not in str(back.get("prompt")):
-            return False
-        return await self._try("/completions", {**name, "prompt": ids, "max_tokens": 1}) is not None
+            return False, False
+        asked = {**name, "prompt": ids, "max_tokens": 1}
+        scored = await self._try("/completions", {**asked, "prompt_logprobs": 0})
+        if scored is not None:
+            return True, isinstance(_first(scored).get("prompt_logprobs"), list)
+        return await self._try("/completions", asked) is not None, False
 
     async def takes_priority(self) -> bool:
         """vLLM does where it was started with --scheduling-policy priority."""
