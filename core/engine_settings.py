@@ -267,6 +267,15 @@ def for_engine(spec: EngineSpec) -> EngineSpec:
     return apply(spec, others)
 
 
+def obstacle(setting: Setting, here: Machine) -> str | None:
+    """Why a setting has no use on this machine, None where it has: for forms, which grey it out."""
+    if setting.name == "gpu_memory_utilization" and not here.gpus:
+        return "This machine has no GPU: the KV cache is set in GiB."
+    if setting.group == "parallel" and max(len(here.gpus), here.numa_nodes) < 2 and not _has_ray():
+        return "This machine has one device, and Ray isn't installed."
+    return None
+
+
 def validate(spec: EngineSpec, here: Machine) -> None:
     """Raise ParameterError for what can't be loaded as it is asked, before anything is ended or started."""
     for name, value in given(spec).items():
@@ -290,7 +299,7 @@ def _check_devices(spec: EngineSpec, here: Machine) -> None:
     copies = spec.data_parallel_size or 1
     wanted, backend = tensor * pipeline * copies, spec.distributed_executor_backend
     if backend == "ray":
-        if importlib.util.find_spec("ray") is None:
+        if not _has_ray():
             raise ParameterError("Ray isn't installed.", hint="Run `pip install ray` in this environment.")
         return  # its cluster may have more devices than this machine
     if backend == "uni" and tensor * pipeline > 1:
@@ -305,6 +314,10 @@ def _check_devices(spec: EngineSpec, here: Machine) -> None:
             f"Parallel sizes {sizes} need {wanted} devices; this machine has {have}.",
             hint="Lower them, or use ray for devices of other machines.",
         )
+
+
+def _has_ray() -> bool:
+    return importlib.util.find_spec("ray") is not None
 
 
 def _check_together(spec: EngineSpec, here: Machine) -> None:

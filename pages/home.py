@@ -56,7 +56,6 @@ def _what_is_missing(status: EngineStatus, here: machine.Machine) -> None:
         st.error(f"The engine could not be loaded. {plain_text(cause)}", icon=":material/error:")
         if st.button("Try other settings", icon=":material/tune:"):
             open_settings()
-            st.rerun()
     elif status.phase == "empty":
         st.info(
             "No model is loaded. Load one in the sidebar to chat, compare or run.", icon=":material/info:"

@@ -51,23 +51,6 @@ def test_unload_and_load_from_the_bar(app):
     assert app.sidebar.metric
 
 
-def test_other_settings_load_the_engine_with_them(app):
-    button(app, "Other settings").click().run()
-    next(field for field in app.number_input if field.label.startswith("Context")).set_value(512)
-    button(app, "Load").click().run()
-    assert not app.exception
-    until(app, lambda: (info := session.runtime().status().info) and info.max_model_len == 512)
-    assert not any(field.label.startswith("Context") for field in app.number_input)
-
-
-def test_settings_without_a_model_are_refused(app):
-    button(app, "Other settings").click().run()
-    next(field for field in app.text_input if field.label == "Model").set_value(" ")
-    button(app, "Load").click().run()
-    assert "Name a model" in app.error[0].value
-    assert session.runtime().status().phase == "ready"
-
-
 def showing(monkeypatch, status):
     monkeypatch.setattr(type(session.runtime()), "status", lambda self: status)
 

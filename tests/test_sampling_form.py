@@ -95,7 +95,12 @@ def test_what_the_engine_can_not_do_is_disabled_with_its_reason(monkeypatch):
     made.number_input(key="form:beam_width").set_value(4).run()
     assert params(made)["beam_width"] == 4
     status = runtime.status()
-    lacking = replace(status, info=replace(status.info, cannot={"beam_search": "This engine has no search"}))
+    info = replace(
+        status.info,
+        cannot={"beam_search": "This engine has no search"},
+        cannot_params={"min_p": "It knows no min_p", "stop": "It stops nowhere"},
+    )
+    lacking = replace(status, info=info)
     monkeypatch.setattr(runtime, "status", lambda: lacking)
     made.run()
     assert (
@@ -104,6 +109,9 @@ def test_what_the_engine_can_not_do_is_disabled_with_its_reason(monkeypatch):
     assert not made.number_input(key="form:max_tokens").disabled
     assert "beam_width" not in params(made)
     assert "This engine has no search" in [one.value for one in made.caption]
+    assert made.slider(key="form:min_p").disabled and made.text_area(key="form:stop").disabled
+    assert not {"min_p", "stop"} & set(params(made))
+    assert "It knows no min\\_p" in [one.value for one in made.caption]
 
 
 def test_what_is_entered_becomes_a_preset_and_comes_back_from_it():

@@ -6,24 +6,25 @@ import re
 
 import streamlit as st
 
+from core.engines import choice
 from core.errors import EngineUnavailable, WorkbenchError
-from core.types import EngineStatus
+from core.types import EngineSpec, EngineStatus
 from pages.parts import session
 from pages.parts.charts import device_words, duration, gibibytes, per_second, spark
-from pages.parts.engine_settings import open_settings, settings_dialog_if_open
+from pages.parts.engine_in_use import in_use_words
+from pages.parts.engine_settings import open_settings
 from pages.parts.markdown import plain_text
 
 _POLL_S = 1.0
-_SEEN = "engine_bar:seen"
+_SEEN, _ASKING, _REFUSED = "engine_bar:seen", "engine_bar:asking", "engine_bar:refused"
 _LOG_LINES = 40
 _LOG_PREFIX = re.compile(r"^(\([^)]*\) )?INFO \S+ \S+ \[[^\]]*\] ")  # INFO 11-21 04:44:06 [file.py:12]
 
 
 def engine_bar() -> None:
-    """Draw the bar, which keeps itself up to date, and the settings dialog when it is open."""
+    """Draw the bar, which keeps itself up to date."""
     st.session_state[_SEEN] = _identity(session.runtime().status())
     _bar()
-    settings_dialog_if_open()
 
 
 @st.fragment(run_every=_POLL_S)
@@ -41,6 +42,8 @@ def _bar() -> None:
             _failed(status)
         case "empty":
             st.markdown("**No model is loaded**")
+            if refused := st.session_state.get(_REFUSED):
+                st.error(plain_text(refused))
             with st.container(horizontal=True):
                 st.button("Load", type="primary", icon=":material/play_arrow:", on_click=_load)
                 _settings_button()
@@ -54,6 +57,8 @@ def _ready(status: EngineStatus) -> None:
     info, stats = status.info, status.stats
     st.markdown(f"**{plain_text(info.model)}**", wrap=False)
     st.caption(plain_text(device_words(info.device)), wrap=False)
+    if reason := choice.why_not_vllm(status.spec.engine):
+        st.caption(f":material/info: Not vLLM: {plain_text(reason)}")
     st.caption(f"Context {info.max_model_len:,} tokens", wrap=False)
     st.metric(
         "Output tokens/s",
@@ -70,7 +75,18 @@ def _ready(status: EngineStatus) -> None:
         st.caption(f"of {info.kv_cache_tokens:,} tokens{size}", wrap=False)
     with st.container(horizontal=True):
         _settings_button()
-        st.button("Unload", type="tertiary", icon=":material/eject:", on_click=session.runtime().unload)
+        st.button("Unload", type="tertiary", icon=":material/eject:", on_click=_unload)
+    if st.session_state.get(_ASKING):
+        _ask()
+
+
+def _ask() -> None:
+    """Before an unload that would interrupt somebody; nothing is asked once that has ended."""
+    words = in_use_words("Unloading")
+    st.warning(words or "Nothing is at work any more.", icon=":material/warning:")
+    with st.container(horizontal=True):
+        st.button("Unload anyway" if words else "Unload now", on_click=_unload, args=(True,))
+        st.button("Keep it", type="tertiary", on_click=_keep)
 
 
 def _working(status: EngineStatus) -> None:
@@ -101,9 +117,9 @@ def _failed(status: EngineStatus) -> None:
 
 
 def _settings_button() -> None:
-    if st.button("Other settings", type="tertiary", icon=":material/tune:"):
+    """To the load form; the state is set before the page changes, so the click is not lost to a poll."""
+    if st.button("Other settings", type="tertiary", icon=":material/tune:", key="engine_bar:settings"):
         open_settings()
-        st.rerun()  # the dialog belongs to the page, not to this fragment
 
 
 def _log(lines: tuple[str, ...]) -> None:
@@ -113,10 +129,29 @@ def _log(lines: tuple[str, ...]) -> None:
         st.code("\n".join(shown) or "Nothing yet.", language=None, wrap_lines=True)
 
 
+def _unload(anyway: bool = False) -> None:
+    st.session_state[_ASKING] = not anyway and bool(session.runtime().in_use())
+    if not st.session_state[_ASKING]:
+        session.runtime().unload()
+
+
+def _keep() -> None:
+    st.session_state[_ASKING] = False
+
+
 def _load() -> None:
-    session.runtime().load()
+    _try(None)
 
 
 def _load_again() -> None:
-    runtime = session.runtime()
-    runtime.load(runtime.status().spec)
+    _try(session.runtime().status().spec)
+
+
+def _try(spec: EngineSpec | None) -> None:
+    """Load `spec`, or what the environment and the kept settings ask for; a refusal is shown in the bar."""
+    try:
+        session.runtime().load(spec or session.first_spec())
+    except WorkbenchError as error:
+        st.session_state[_REFUSED] = str(error)
+    else:
+        st.session_state.pop(_REFUSED, None)

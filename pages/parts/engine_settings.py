@@ -1,89 +1,153 @@
-"""The dialog that loads the engine with other settings."""
+"""The engine settings as a form, made from the one table in `core.engine_settings`."""
 
 from __future__ import annotations
 
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any
+
 import streamlit as st
 
-from core.errors import WorkbenchError
+from core import engine_settings
+from core.engine_settings import GROUPS, SETTINGS, Setting
+from core.errors import ParameterError
+from core.machine import Machine
 from core.types import EngineSpec
-from pages.parts import session
+from pages.parts import models_nav, session
 from pages.parts.markdown import plain_text
 
-_OPEN = "engine_settings:open"
+_GIB = 1 << 30
+_NEEDS_LORA = ("max_loras", "max_lora_rank", "max_cpu_loras")
+_YES_NO = {None: "Automatic", True: "Yes", False: "No"}
 
 
 def open_settings() -> None:
-    st.session_state[_OPEN] = True
+    """Go to the load form of the models page, with what is loaded in it. Ends this run of the page."""
+    status = session.runtime().status()
+    model = session.library().of(status.spec) if status.spec else None
+    if model is not None:
+        models_nav.open_model(model.key)
+    else:
+        models_nav.go("load")
+    st.switch_page("pages/models.py", query_params={"model": model.key} if model else None)
 
 
-def settings_dialog_if_open() -> None:
-    """Open on every run until it is closed: a rerun of the page must not take it away half filled in."""
-    if st.session_state.get(_OPEN):
-        _dialog()
+def settings_form(key: str, start: EngineSpec, here: Machine) -> EngineSpec | None:
+    """Draw the settings that the engine of `start` takes: those that matter, the others behind a fold.
+
+    Gives `start` with what was entered, None where that can't be used: the form has said why. `key`
+    names the values, which outlive a switch of pages; `start` fills them in the first time.
+    """
+    rows = [row for row in SETTINGS if start.engine in row.engines and row.group != "model"]
+    seeded = {row.name: _to_widget(row, getattr(start, row.name)) for row in rows}
+    for row in rows:
+        st.session_state.setdefault(f"{key}:{row.name}", seeded[row.name])
+    entered = _grid(key, [row for row in rows if row.group == "main"], here)
+    others = [row for row in rows if row.group != "main"]
+    if others:
+        touched = any(st.session_state[f"{key}:{row.name}"] != _to_widget(row, None) for row in others)
+        mark = " :material/edit:" if touched else ""
+        with st.expander(f"More settings{mark}", key=f"{key}:more"):
+            entered |= _groups(key, others, here)
+    if not entered.get("enable_lora"):
+        entered |= {name: None for name in _NEEDS_LORA if name in entered}
+    return _applied(start, {row.name: entered[row.name] for row in rows})
 
 
-def _close() -> None:
-    st.session_state[_OPEN] = False
+def _applied(start: EngineSpec, entered: Mapping[str, Any]) -> EngineSpec | None:
+    spec, refused = start, False
+    for name, value in entered.items():
+        try:
+            spec = engine_settings.apply(spec, {name: value})
+        except ParameterError as error:
+            st.error(plain_text(str(error)))
+            refused = True
+    return None if refused else spec
 
 
-@st.dialog("Engine settings", on_dismiss=_close)
-def _dialog() -> None:
-    runtime = session.runtime()
-    status = runtime.status()
-    now = status.spec or runtime.default_spec()
-    st.caption("An empty field is chosen for this machine.")
-    if status.stats.running:
-        st.warning(
-            f"{status.stats.running} requests are running. Chat answers end; a batch goes on when the "
-            "engine is back."
-        )
-    with st.form("engine_settings", border=False):
-        model = st.text_input(
-            "Model", now.model, help="embedded, a folder with a model, or a Hugging Face id such as org/name"
-        )
-        left, right = st.columns(2)
-        context = left.number_input(
-            "Context length (tokens)",
-            min_value=16,
-            value=now.max_model_len,
-            step=1024,
-            placeholder="automatic",
-        )
-        sequences = right.number_input(
-            "Requests at once", min_value=1, value=now.max_num_seqs, step=1, placeholder="automatic",
-            help="max_num_seqs: how many requests of a batch the engine works on at the same time.",
+def _groups(key: str, rows: Sequence[Setting], here: Machine) -> dict[str, Any]:
+    entered: dict[str, Any] = {}
+    for group, title in GROUPS.items():
+        of_group = [row for row in rows if row.group == group]
+        if of_group:
+            st.markdown(f"**{title}**")
+            entered |= _grid(key, of_group, here)
+    return entered
+
+
+def _grid(key: str, rows: Sequence[Setting], here: Machine) -> dict[str, Any]:
+    """Two in a line, so that labels of one line stay level; under them why some are disabled."""
+    entered, reasons = {}, {row.name: _obstacle(key, row, here) for row in rows}
+    for begin in range(0, len(rows), 2):
+        cells = st.columns(2, vertical_alignment="bottom")
+        for cell, row in zip(cells, rows[begin : begin + 2], strict=False):
+            with cell:
+                value = _widget(f"{key}:{row.name}", row, reasons[row.name])
+            entered[row.name] = None if reasons[row.name] else _from_widget(row, value)
+    for reason in dict.fromkeys(filter(None, reasons.values())):
+        st.caption(plain_text(reason))
+    return entered
+
+
+def _obstacle(key: str, row: Setting, here: Machine) -> str | None:
+    if row.name in _NEEDS_LORA and not st.session_state.get(f"{key}:enable_lora"):
+        return "Tick “Take LoRA adapters” first."
+    return engine_settings.obstacle(row, here)
+
+
+def _widget(key: str, row: Setting, reason: str | None) -> Any:
+    about = f"`{row.name}`: {plain_text(row.help)} Empty: {plain_text(row.automatic)}."
+    # the value is given twice: a rerun can overtake the one in the session before the browser has it
+    now = st.session_state[key]
+    common = {"key": key, "help": about, "disabled": reason is not None, "persist_state": "session"}
+    if row.choices is not None:
+        options = [None, *(choice for choice in row.choices if choice != "auto")]
+        return st.selectbox(
+            row.title, options, index=options.index(now), placeholder="automatic", **common,
+            format_func=lambda choice: "Automatic" if choice is None else str(choice),
         )  # fmt: skip
-        kv_cache = left.number_input(
-            "KV cache (GiB)", min_value=0.01, step=0.5, placeholder="automatic",
-            value=now.kv_cache_memory_bytes / 2**30 if now.kv_cache_memory_bytes else None,
-            help="Memory for the context of all running requests. Less memory: fewer or shorter ones.",
-        )  # fmt: skip
-        eager = right.selectbox(
-            "Compile", ("automatic", "no (eager)", "yes"),
-            index={None: 0, True: 1, False: 2}[now.enforce_eager],
-            help="Compiling takes longer to load and answers faster; eager is the safer try after a failure.",
-        )  # fmt: skip
-        if not st.form_submit_button("Load", type="primary"):
-            return
-    if not model.strip():
-        st.error("Name a model: embedded, a folder, or a Hugging Face id.")
-        return
-    spec = EngineSpec(
-        engine=now.engine,
-        model=model.strip(),
-        revision=now.revision if model.strip() == now.model else None,
-        dtype=now.dtype,
-        max_model_len=context,
-        max_num_seqs=sequences,
-        max_num_batched_tokens=now.max_num_batched_tokens,
-        kv_cache_memory_bytes=int(kv_cache * 2**30) if kv_cache else None,
-        gpu_memory_utilization=now.gpu_memory_utilization,
-        enforce_eager={"automatic": None, "no (eager)": True, "yes": False}[eager],
-    )
-    try:
-        runtime.load(spec)
-    except WorkbenchError as error:
-        st.error(plain_text(str(error)))
-        return
-    _close()
-    st.rerun()
+    match row.kind:
+        case "bool" if row.automatic == "no":
+            return st.checkbox(row.title, value=now, **common)
+        case "bool":
+            options = list(_YES_NO)
+            return st.selectbox(
+                row.title, options, index=options.index(now), format_func=_YES_NO.get, **common
+            )
+        case "int":
+            return st.number_input(
+                row.title, value=now, min_value=int(row.minimum), step=_step(row), placeholder="automatic",
+                **common,
+            )  # fmt: skip
+        case "float" | "bytes":
+            return st.number_input(
+                row.title, value=now, min_value=0.01, format="%.2f",
+                max_value=None if row.maximum is None else float(row.maximum),
+                step=0.5 if row.kind == "bytes" else 0.05, placeholder="automatic", **common,
+            )  # fmt: skip
+        case _:
+            return st.text_area(row.title, value=now, height=68, placeholder="off", **common)
+
+
+def _step(row: Setting) -> int:
+    return 1024 if row.name in ("max_model_len", "max_num_batched_tokens") else 1
+
+
+def _to_widget(row: Setting, value: Any) -> Any:
+    if row.kind == "bool" and row.automatic == "no":
+        return bool(value)
+    if row.kind == "json":
+        return json.dumps(dict(value)) if value else ""
+    if row.kind == "bytes" and value is not None:
+        return value / _GIB
+    return None if value == "auto" else value
+
+
+def _from_widget(row: Setting, entered: Any) -> Any:
+    if row.kind == "bool" and row.automatic == "no":
+        return True if entered else None
+    if row.kind == "bytes" and entered is not None:
+        return int(entered * _GIB)
+    if row.kind == "json" and not (entered or "").strip():
+        return None
+    return entered

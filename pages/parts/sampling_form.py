@@ -91,8 +91,6 @@ def _groups(key: str, rows: Sequence[Parameter], defaults: Mapping[str, Any]) ->
             with button:
                 _reset_button(key, defaults, group, of_group)
             entered |= _grid(key, of_group)
-            for reason in dict.fromkeys(filter(None, map(_obstacle, of_group))):
-                st.caption(plain_text(reason))
     return entered
 
 
@@ -103,10 +101,10 @@ def _touched(key: str, rows: Sequence[Parameter], defaults: Mapping[str, Any]) -
 
 def _obstacle(parameter: Parameter) -> str | None:
     """Why the loaded engine can't do what `parameter` asks for; None: it can, or none is loaded."""
-    if parameter.feature is None:
-        return None
     info = session.runtime().status().info
-    return info.cannot.get(parameter.feature) if info else None
+    if info is None:
+        return None
+    return info.cannot_params.get(parameter.name) or info.cannot.get(parameter.feature)
 
 
 def _reset_button(
@@ -136,16 +134,21 @@ def _grid(key: str, rows: Sequence[Parameter], columns: int = 2) -> dict[str, An
         for cell, parameter in zip(cells, rows[start : start + columns], strict=False):
             with cell:
                 entered[parameter.name] = _widget(f"{key}:{parameter.name}", parameter)
+    for reason in dict.fromkeys(filter(None, map(_obstacle, rows))):
+        st.caption(plain_text(reason))
     return entered
 
 
 def _widget(key: str, parameter: Parameter) -> Any:
     label = _LABELS.get(parameter.name) or parameter.name.replace("_", " ").capitalize()
     placeholder = _PLACEHOLDERS.get(parameter.name)
-    disabled = _obstacle(parameter) is not None
+    obstacle = _obstacle(parameter)
+    disabled = obstacle is not None
     about = f"`{parameter.name}`: {plain_text(parameter.help)}"
     if parameter.kind in ("float", "int"):
         about += f" Allowed: {parameter.range_text}."
+    if obstacle:
+        about += f" Not now: {plain_text(obstacle)}"
     # the value is given twice: a rerun can overtake the one in the session before the browser has it
     now = st.session_state[key]
     match parameter.kind:
@@ -174,12 +177,17 @@ def _widget(key: str, parameter: Parameter) -> Any:
                 disabled=disabled,
             )
         case "bool":
-            return st.checkbox(label, value=now, key=key, help=about)
+            return st.checkbox(label, value=now, key=key, help=about, disabled=disabled)
         case "text_list":
             about += " One text a line; write \\\\n for a line break, \\\\t for a tab."
-            return st.text_area(label, value=now, key=key, help=about, height=68, placeholder="one a line")
+            return st.text_area(
+                label, value=now, key=key, help=about, height=68, placeholder="one a line", disabled=disabled
+            )
         case _:
-            return st.text_input(label, value=now, key=key, help=about, placeholder=placeholder or "2, 7")
+            placeholder = placeholder or "2, 7"
+            return st.text_input(
+                label, value=now, key=key, help=about, placeholder=placeholder, disabled=disabled
+            )
 
 
 def _seed(key: str, defaults: Mapping[str, Any], initial: Mapping[str, Any]) -> None:

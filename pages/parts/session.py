@@ -29,6 +29,7 @@ from core.runtime import Runtime
 from core.saved_settings import SavedSettings
 from core.secrets import Secrets
 from core.store import Store
+from core.types import EngineSpec
 
 if TYPE_CHECKING:
     from core.jobs import Jobs
@@ -135,10 +136,15 @@ def close() -> None:
         cached.clear()
 
 
-def ensure_loaded() -> None:
-    """Load what the environment asks for, with the settings kept for that model, if nobody loaded yet."""
+def first_spec() -> EngineSpec:
+    """What the environment asks for, and beside it what was kept for that model."""
     spec, any_engine = runtime().default_spec(), runtime().settings.engine == "auto"
-    runtime().ensure_loaded(saved_settings().applied(spec, engine_too=any_engine))
+    return saved_settings().applied(spec, engine_too=any_engine)
+
+
+def ensure_loaded() -> None:
+    """Load that, if nobody has loaded anything yet."""
+    runtime().ensure_loaded(first_spec())
 
 
 @contextlib.asynccontextmanager
