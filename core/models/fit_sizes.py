@@ -54,7 +54,8 @@ def weights_bytes(facts: ModelFacts, spec: EngineSpec) -> int:
     if facts.tensors is not None:
         return _as_loaded(facts, plain, converts=facts.quantization is None)
     if facts.weights_bytes is not None:
-        return facts.weights_bytes
+        kept = _DTYPE_BYTES.get(facts.dtype, 2)
+        return facts.weights_bytes if facts.quantization else facts.weights_bytes * plain // kept
     if parameters is None:
         return _guess(facts) * plain
     if facts.quantization and facts.quantization_bits:

@@ -1,0 +1,189 @@
+"""Whether a model fits: a bar of what it takes, how long a context, how many requests, what would help."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import plotly.graph_objects as go
+import streamlit as st
+
+from core import machine
+from core.engines import choice
+from core.errors import WorkbenchError
+from core.hub.repositories import RepoFile
+from core.models import fit, remote_facts
+from core.models.facts import ModelFacts
+from core.models.fit import Fit
+from core.models.library import LibraryModel
+from core.types import EngineSpec, Hub
+from pages.parts import session
+from pages.parts.charts import gibibytes
+from pages.parts.markdown import plain_text
+from pages.parts.run_charts import ACCENT
+
+_KEPT = "models_fit:estimates"
+_COLOURS = {"Weights": "#2563A8", "KV cache": ACCENT, "Overhead": "#C77A1E", "Free": "rgba(128,128,128,0.18)"}
+_SIGNS = {
+    "fits": ":green[:material/check_circle:]",
+    "shorter": ":orange[:material/adjust:]",
+    "too large": ":red[:material/cancel:]",
+    "elsewhere": ":material/cloud:",
+}
+_MOST_OPTIONS = 4
+
+
+def fit_card(model: LibraryModel | ModelFacts, spec: EngineSpec) -> bool:
+    """Draw it for a model of this machine; False when it doesn't seem to fit, to be loaded all the same."""
+    facts = model.facts if isinstance(model, LibraryModel) else model
+    if spec.engine == "scripted":
+        st.caption("Scripted answers take no memory.")
+        return True
+    if facts is None:
+        st.caption("How much memory this model takes can't be told from its files.")
+        return True
+    status = session.runtime().status()
+    here = fit.device_of(machine.describe(), status.info)
+    estimate = fit.estimate(facts, here, spec)
+    _card(estimate, fit.options(facts, here, spec), f"{spec.engine}:{spec.model}")
+    is_loaded = status.phase == "ready" and status.spec is not None and status.spec.model == spec.model
+    kept = st.session_state.setdefault(_KEPT, {})
+    if not is_loaded:
+        kept[spec.model] = estimate
+    elif status.info is not None and status.spec is not None:
+        before = kept.get(spec.model)
+        if before is None or before.spec != status.spec:
+            before = fit.estimate(facts, here, status.spec)
+        _differences(before, fit.compare(before, status.info))
+    return estimate.verdict != "too large"
+
+
+def remote_fit(hub: Hub, repo: str, revision: str | None, files: Sequence[RepoFile]) -> None:
+    """Draw it for a model that still lies on a hub. `files`: those that would be downloaded."""
+    try:
+        facts = _remote_facts(hub, repo, revision, tuple(files))
+    except WorkbenchError as error:
+        st.caption(f"Whether it fits can't be told yet. {plain_text(str(error))}")
+        return
+    name = "x.gguf" if facts.format == "gguf" else repo
+    spec = EngineSpec(engine=choice.suggest(name), model=repo, hub=hub, revision=revision)
+    here = fit.device_of(machine.describe(), session.runtime().status().info)
+    _card(fit.estimate(facts, here, spec), fit.options(facts, here, spec), f"{hub}:{repo}")
+
+
+@st.cache_data(ttl=600, max_entries=64, show_spinner="Reading the headers of its weights")
+def _remote_facts(hub: Hub, repo: str, revision: str | None, files: tuple[RepoFile, ...]) -> ModelFacts:
+    return remote_facts.read(hub, repo, revision, files, session.runtime().settings)
+
+
+def _card(estimate: Fit, options: Sequence[fit.Option], key: str) -> None:
+    with st.container(border=True):
+        st.markdown(f"{_SIGNS[estimate.verdict]} **{plain_text(estimate.advice)}**")
+        if estimate.verdict == "elsewhere":
+            return
+        shown = _shares(estimate)
+        words = ", ".join(f"{name} {gibibytes(size)}" for name, size in shown.items())
+        st.plotly_chart(
+            memory_bar(shown), key=f"models_fit:bar:{key}", config={"displayModeBar": False}, alt=words
+        )
+        _figures(estimate)
+        for note in estimate.notes:
+            st.caption(plain_text(note))
+        if options:
+            st.markdown(
+                "**What would fit**" if estimate.verdict == "too large" else "**For a longer context**"
+            )
+            st.markdown("\n".join(_option_line(option) for option in options[:_MOST_OPTIONS]))
+        with st.expander("Where the figures come from"):
+            _sources(estimate)
+
+
+def _shares(estimate: Fit) -> dict[str, int]:
+    """Bytes of one device by part, what is left included."""
+    parts = {
+        "Weights": estimate.weights_bytes,
+        "KV cache": estimate.kv_cache_bytes,
+        "Overhead": estimate.overhead_bytes,
+    }
+    free = estimate.device.memory_bytes - estimate.used_bytes
+    return parts | ({"Free": free} if free > 0 else {})
+
+
+def memory_bar(parts: Mapping[str, int]) -> go.Figure:
+    """One bar, a piece for each part."""
+    pieces = [
+        go.Bar(
+            x=[size / 2**30],
+            y=[""],
+            orientation="h",
+            name=name,
+            marker={"color": _COLOURS[name]},
+            hovertemplate=f"{name}: {gibibytes(size)}<extra></extra>",
+        )
+        for name, size in parts.items()
+    ]
+    return go.Figure(pieces).update_layout(
+        barmode="stack",
+        height=92,
+        margin={"l": 0, "r": 0, "t": 4, "b": 4},
+        xaxis={"visible": False, "fixedrange": True},
+        yaxis={"visible": False, "fixedrange": True},
+        legend={"orientation": "h", "y": -0.1, "yanchor": "top", "x": 0, "traceorder": "normal"},
+    )
+
+
+def _figures(estimate: Fit) -> None:
+    """Short lines instead of large figures: the card stands beside a form."""
+    device = "of each GPU" if estimate.device.kind == "cuda" else "free"
+    lines = {
+        "Memory": f"{gibibytes(estimate.used_bytes)} of {gibibytes(estimate.device.memory_bytes)} {device}",
+        "Weights": gibibytes(estimate.weights_bytes),
+        "KV cache": f"{gibibytes(estimate.kv_cache_bytes)}, {estimate.kv_bytes_per_token:,} bytes a token",
+        "Longest context": f"{estimate.largest_context:,} of {estimate.model_context_tokens:,} tokens",
+        "Full-length requests at once": f"{estimate.full_length_requests:,.1f}",
+    }
+    if estimate.verdict == "too large":
+        for name in ("KV cache", "Longest context", "Full-length requests at once"):
+            lines.pop(name)
+        if estimate.missing_bytes:
+            lines["Missing"] = gibibytes(estimate.missing_bytes)
+    st.markdown("  \n".join(f"{name}: {value}" for name, value in lines.items()))
+
+
+def _option_line(option: fit.Option) -> str:
+    settings = " ".join(
+        f"`{name}={'automatic' if value is None else value}`" for name, value in option.changes.items()
+    )
+    result = (
+        f"{option.fit.context_tokens:,} tokens, {option.fit.full_length_requests:,.1f} such requests at once"
+    )
+    return f"- {plain_text(option.title.split(',')[0])} ({settings}): {result}"
+
+
+def _sources(estimate: Fit) -> None:
+    lines = ["Weights: the headers of its files, or the config's sizes, in the number format asked for."]
+    lines += [f"{part.name}, {gibibytes(part.size_bytes)}: {part.source}" for part in estimate.overhead]
+    lines.append("KV cache: what is left, in blocks as vLLM shares them among layers.")
+    for line in lines:
+        st.caption(plain_text(line))
+
+
+def _differences(estimate: Fit, differences: Sequence[fit.Difference]) -> None:
+    """What was estimated before the load beside what the engine says now."""
+    if not differences:
+        return
+    st.markdown("**Estimated, and as loaded**")
+    st.dataframe(
+        {
+            "Part": [each.part for each in differences],
+            "Estimated": [_amount(each.estimated, each.unit) for each in differences],
+            "Engine": [_amount(each.reported, each.unit) for each in differences],
+            "Difference": [f"{100 * each.share:+.1f}%" for each in differences],
+        },
+        hide_index=True,
+    )
+    if any(abs(each.share) >= 0.1 for each in differences) and estimate.device.kind == "cpu":
+        st.caption("Free memory may have been another when it was loaded.")
+
+
+def _amount(value: int, unit: str) -> str:
+    return gibibytes(value) if unit == "bytes" else f"{value:,}"
