@@ -20,8 +20,9 @@ HEAVY = {
         "core/engines/vllm_start.py",
         "core/engines/vllm_stats.py",
     },
-    "torch": {"core/embedded.py"},
+    "torch": {"core/embedded.py", "core/engines/hf_backend.py", "core/engines/hf_sampling.py"},
     "transformers": {
+        "core/engines/hf_backend.py",
         "core/engines/vllm_start.py",
         "core/engines/vllm_models.py",
         "core/engines/tokenizer.py",
@@ -32,6 +33,7 @@ PURE = {
     "core/sampling.py",
     "core/sampling_rules.py",
     "core/sampling_values.py",
+    "core/engines/worker_text.py",
     "core/microscope.py",
     "core/reasoning.py",
     "core/snippets.py",

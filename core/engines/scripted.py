@@ -88,6 +88,13 @@ class ScriptedEngine:
         self._output_tokens = 0
 
     async def stream(self, request: Request) -> AsyncIterator[Delta | Completion]:
+        if request.params.get("n", 1) > 1:
+            raise RequestRejected("Only one answer can be streamed.", hint="Leave n out.")
+        async with contextlib.aclosing(self._answer(request)) as items:
+            async for item in items:
+                yield item
+
+    async def _answer(self, request: Request) -> AsyncIterator[Delta | Completion]:
         sent = time.monotonic()
         text, prompt_tokens = self._read(request)
         params, wanted = request.params, request.top_logprobs
@@ -137,7 +144,7 @@ class ScriptedEngine:
             self._running -= 1
 
     async def complete(self, request: Request) -> Completion:
-        stream = self.stream(request)
+        stream = self._answer(request)
         try:
             async for item in stream:
                 if isinstance(item, Completion):
@@ -148,6 +155,8 @@ class ScriptedEngine:
 
     async def score(self, request: Request, choices: Sequence[str]) -> list[float]:
         text, prompt_tokens = self._read(request)
+        if not choices or not all(choices):
+            raise RequestRejected("A choice is empty, or there is none.", hint="Give choices with text.")
         self._prompt_tokens += prompt_tokens
         return scripted_answers.scores(text, choices)
 
@@ -166,6 +175,8 @@ class ScriptedEngine:
             tokens = len(TOKEN.findall(text))
         else:
             text, tokens = self.decode(request.prompt), len(request.prompt)
+        if not tokens:
+            raise RequestRejected("The prompt is empty.", hint="Write something.")
         limit = self.info.max_model_len
         if tokens >= limit:
             raise RequestRejected(
