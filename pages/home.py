@@ -17,6 +17,7 @@ _WAYS_IN = (
     ("Chat", "pages/chat.py", ":material/chat:", "Talk with the model, with your own parameters."),
     ("Compare", "pages/compare.py", ":material/compare:", "One prompt, two to four parameter sets."),
     ("Batch", "pages/batch.py", ":material/table_rows:", "A file of prompts in, a table of answers out."),
+    ("Models", "pages/models.py", ":material/deployed_code:", "Get models, see what fits, load another one."),
 )  # fmt: skip
 _STATES = {
     "finished": ":green-badge[finished]",

@@ -6,6 +6,7 @@ import streamlit as st
 
 from core.errors import ModelError
 from core.models.library import SOURCES, LibraryModel
+from core.types import EngineSpec
 from pages.parts import models_import, models_nav, session
 from pages.parts.charts import counted, gibibytes
 from pages.parts.markdown import plain_text
@@ -26,7 +27,7 @@ def draw() -> None:
         models_import.menu()
     models_import.copies()
     shown = _search(models)
-    loaded = session.library().of(spec) if (spec := _loaded_spec()) else None
+    loaded = session.library().of(spec) if (spec := loaded_spec()) else None
     _head()
     for model in shown:
         _row(model, is_loaded=loaded is not None and loaded.key == model.key)
@@ -40,7 +41,8 @@ def draw() -> None:
         )
 
 
-def _loaded_spec():
+def loaded_spec() -> EngineSpec | None:
+    """What the engine has, or is about to have."""
     status = session.runtime().status()
     return status.spec if status.phase in ("ready", "loading", "restarting") else None
 
@@ -129,7 +131,7 @@ def _delete(model: LibraryModel, *, is_loaded: bool) -> None:
 def _delete_now(model: LibraryModel) -> None:
     st.session_state.pop(f"models:delete:{model.key}:sure", None)
     try:
-        freed = session.library().delete(model.key, loaded=_loaded_spec())
+        freed = session.library().delete(model.key, loaded=loaded_spec())
     except ModelError as error:
         st.toast(plain_text(str(error)), icon=":material/error:")
         return
