@@ -1,9 +1,11 @@
 """A chat's wait for its first token and between tokens, alone and while a batch runs.
 
-    python benchmarks/gpu/chat.py MODEL [--rows 3000] [--input 200] [--output 128] [--chunks 2048 ...]
+    python benchmarks/gpu/chat.py MODEL [--rows 3000] [--input 200] [--output 128]
+        [--chunks 2048 ...] [--lots 0 1024 ...]
 
 A batch runs without chats, then with somebody who sends a chat, waits for its 32 tokens, and sends the next.
-`--chunks` are values of max_num_batched_tokens; 0 leaves it to the workbench. Prints p50 and p95 of TTFT and
+`--chunks` are values of max_num_batched_tokens; 0 leaves it to the workbench. `--lots` are prompt tokens
+of the batch that a step takes while somebody chats; 0: as many as come. Prints p50 and p95 of TTFT and
 ITL in ms, and what the batch lost.
 """
 
@@ -86,6 +88,7 @@ def main() -> None:
     parser.add_argument("--input", type=int, default=200)
     parser.add_argument("--output", type=int, default=128)
     parser.add_argument("--chunks", type=int, nargs="+", default=[0])
+    parser.add_argument("--lots", type=int, nargs="+", default=[])
     parser.add_argument("--slots", type=int, default=0)
     options = parser.parse_args()
     say_conditions()
@@ -104,9 +107,11 @@ def main() -> None:
             write_table(table, rows)
             alone = batch(bench, table, params, [])
             say(what="batch alone", chunk=chunk, **alone)
-            shared = batch(bench, table, params, questions)
-            say(what="batch with chats", chunk=chunk, **shared)
-            say(what="lost", chunk=chunk, share=1 - shared["rate"] / alone["rate"])
+            for lot in options.lots or [bench.engine.admission.prompt_tokens]:
+                bench.engine.admission.prompt_tokens = lot
+                shared = batch(bench, table, params, questions)
+                say(what="batch with chats", chunk=chunk, lot=lot, **shared)
+                say(what="lost", chunk=chunk, lot=lot, share=1 - shared["rate"] / alone["rate"])
 
 
 if __name__ == "__main__":

@@ -37,7 +37,7 @@ class Admission:
         now: Callable[[], float] = time.monotonic,
         cached_share: Callable[[], float] = lambda: 0.0,
     ) -> None:
-        self._lot = prompt_tokens
+        self.prompt_tokens = prompt_tokens
         self._cached_share = cached_share
         self._now = now
         self._left = prompt_tokens
@@ -48,7 +48,7 @@ class Admission:
 
     def step(self) -> None:
         """The engine has made a step: the next lot may come."""
-        self._left = min(self._left, 0) + self._lot
+        self._left = min(self._left, 0) + self.prompt_tokens
         self._admit()
 
     @contextlib.asynccontextmanager
@@ -71,7 +71,7 @@ class Admission:
 
     @property
     def _is_paced(self) -> bool:
-        return self._lot > 0 and (self._chats > 0 or self._now() < self._quiet_from)
+        return self.prompt_tokens > 0 and (self._chats > 0 or self._now() < self._quiet_from)
 
     async def _wait(self, tokens: int) -> None:
         turn = asyncio.get_running_loop().create_future()
@@ -92,7 +92,7 @@ class Admission:
         while self._waiting:
             tokens, turn = self._waiting[0]
             # with nothing in the engine there will be no step to wait for
-            if self._is_paced and self._left < min(tokens, self._lot) and self._inside:
+            if self._is_paced and self._left < min(tokens, self.prompt_tokens) and self._inside:
                 return
             self._waiting.popleft()
             if not turn.done():
