@@ -19,10 +19,15 @@ from core.types import EngineSpec, Hub
 from pages.parts import session
 from pages.parts.charts import gibibytes
 from pages.parts.markdown import plain_text
-from pages.parts.run_charts import ACCENT
 
 _KEPT = "models_fit:estimates"
-_COLOURS = {"Weights": "#2563A8", "KV cache": ACCENT, "Overhead": "#C77A1E", "Free": "rgba(128,128,128,0.18)"}
+# as Markdown names them, and as they are drawn: readable on the light and on the dark background
+_COLOURS = {
+    "Weights": ("blue", "#3B82C4"),
+    "KV cache": ("green", "#2E9E6B"),
+    "Overhead": ("orange", "#C77A1E"),
+    "Free": ("gray", "rgba(128,128,128,0.25)"),
+}
 _SIGNS = {
     "fits": ":green[:material/check_circle:]",
     "shorter": ":orange[:material/adjust:]",
@@ -45,15 +50,15 @@ def fit_card(model: LibraryModel | ModelFacts, spec: EngineSpec) -> bool:
     here = fit.device_of(machine.describe(), status.info)
     estimate = fit.estimate(facts, here, spec)
     _card(estimate, fit.options(facts, here, spec), f"{spec.engine}:{spec.model}")
-    is_loaded = status.phase == "ready" and status.spec is not None and status.spec.model == spec.model
-    kept = st.session_state.setdefault(_KEPT, {})
-    if not is_loaded:
+    loaded = status.spec if status.phase == "ready" else None
+    kept: dict[str, Fit] = st.session_state.setdefault(_KEPT, {})
+    if loaded is None or (loaded.engine, loaded.model) != (spec.engine, spec.model):
         kept[spec.model] = estimate
-    elif status.info is not None and status.spec is not None:
+    elif status.info is not None:  # memory is another now: what was estimated before is better
         before = kept.get(spec.model)
-        if before is None or before.spec != status.spec:
-            before = fit.estimate(facts, here, status.spec)
-        _differences(before, fit.compare(before, status.info))
+        if before is None or before.spec != loaded:
+            before = fit.estimate(facts, here, loaded)
+        _differences(fit.compare(before, status.info))
     return estimate.verdict != "too large"
 
 
@@ -85,7 +90,7 @@ def _card(estimate: Fit, options: Sequence[fit.Option], key: str) -> None:
         st.plotly_chart(
             memory_bar(shown), key=f"models_fit:bar:{key}", config={"displayModeBar": False}, alt=words
         )
-        _figures(estimate)
+        _figures(estimate, shown)
         for note in estimate.notes:
             st.caption(plain_text(note))
         if options:
@@ -116,37 +121,34 @@ def memory_bar(parts: Mapping[str, int]) -> go.Figure:
             y=[""],
             orientation="h",
             name=name,
-            marker={"color": _COLOURS[name]},
+            marker={"color": _COLOURS[name][1]},
             hovertemplate=f"{name}: {gibibytes(size)}<extra></extra>",
         )
         for name, size in parts.items()
     ]
     return go.Figure(pieces).update_layout(
         barmode="stack",
-        height=92,
+        height=36,
         margin={"l": 0, "r": 0, "t": 4, "b": 4},
+        showlegend=False,
         xaxis={"visible": False, "fixedrange": True},
         yaxis={"visible": False, "fixedrange": True},
-        legend={"orientation": "h", "y": -0.1, "yanchor": "top", "x": 0, "traceorder": "normal"},
     )
 
 
-def _figures(estimate: Fit) -> None:
+def _figures(estimate: Fit, shown: Mapping[str, int]) -> None:
     """Short lines instead of large figures: the card stands beside a form."""
-    device = "of each GPU" if estimate.device.kind == "cuda" else "free"
-    lines = {
-        "Memory": f"{gibibytes(estimate.used_bytes)} of {gibibytes(estimate.device.memory_bytes)} {device}",
-        "Weights": gibibytes(estimate.weights_bytes),
-        "KV cache": f"{gibibytes(estimate.kv_cache_bytes)}, {estimate.kv_bytes_per_token:,} bytes a token",
-        "Longest context": f"{estimate.largest_context:,} of {estimate.model_context_tokens:,} tokens",
-        "Full-length requests at once": f"{estimate.full_length_requests:,.1f}",
-    }
-    if estimate.verdict == "too large":
-        for name in ("KV cache", "Longest context", "Full-length requests at once"):
-            lines.pop(name)
-        if estimate.missing_bytes:
-            lines["Missing"] = gibibytes(estimate.missing_bytes)
-    st.markdown("  \n".join(f"{name}: {value}" for name, value in lines.items()))
+    device = "of each GPU" if estimate.device.kind == "cuda" else "that is free"
+    lines = [f":{_COLOURS[name][0]}[■] {name} {gibibytes(size)}" for name, size in shown.items()]
+    lines[-1] += f" of {gibibytes(estimate.device.memory_bytes)} {device}"
+    if estimate.verdict != "too large":
+        many = f"{estimate.full_length_requests:,.1f}".removesuffix(".0")
+        lines += [
+            f"Longest context: {estimate.largest_context:,} of {estimate.model_context_tokens:,} tokens",
+            f"Requests of {estimate.context_tokens:,} tokens at once: {many}",
+            f"KV cache: {estimate.kv_bytes_per_token:,} bytes a token",
+        ]
+    st.markdown("  \n".join(lines))
 
 
 def _option_line(option: fit.Option) -> str:
@@ -167,23 +169,19 @@ def _sources(estimate: Fit) -> None:
         st.caption(plain_text(line))
 
 
-def _differences(estimate: Fit, differences: Sequence[fit.Difference]) -> None:
+def _differences(differences: Sequence[fit.Difference]) -> None:
     """What was estimated before the load beside what the engine says now."""
     if not differences:
         return
-    st.markdown("**Estimated, and as loaded**")
-    st.dataframe(
-        {
-            "Part": [each.part for each in differences],
-            "Estimated": [_amount(each.estimated, each.unit) for each in differences],
-            "Engine": [_amount(each.reported, each.unit) for each in differences],
-            "Difference": [f"{100 * each.share:+.1f}%" for each in differences],
-        },
-        hide_index=True,
-    )
-    if any(abs(each.share) >= 0.1 for each in differences) and estimate.device.kind == "cpu":
-        st.caption("Free memory may have been another when it was loaded.")
+    with st.container(border=True):
+        st.markdown("**Estimated, and as loaded**")
+        lines = [
+            f"{each.part}: {_amount(each.estimated, each.unit)} estimated, "
+            f"{_amount(each.reported, each.unit)} loaded, {100 * each.share:+.1f}%"
+            for each in differences
+        ]
+        st.markdown("  \n".join(lines))
 
 
 def _amount(value: int, unit: str) -> str:
-    return gibibytes(value) if unit == "bytes" else f"{value:,}"
+    return gibibytes(value) if unit == "bytes" else f"{value:,} tokens"
