@@ -12,7 +12,7 @@ import typer
 from core.hub import choosing, permissions, repositories
 from core.hub.choosing import Permission
 from core.hub.downloads import Downloads, DownloadSpec
-from core.hub.records import Download, gigabytes
+from core.hub.records import Download, size_words
 from core.settings import load_settings
 from core.store import Store
 from core.types import Hub
@@ -37,7 +37,7 @@ def search(
             fields = ("hub", "repo", "downloads", "likes", "license", "gated", "task", "size_bytes")
             print(json.dumps({name: getattr(model, name) for name in fields}))
         else:
-            size = gigabytes(model.size_bytes) if model.size_bytes else ""
+            size = size_words(model.size_bytes) if model.size_bytes else ""
             words = (
                 f"{model.downloads or 0:>12,} downloads",
                 f"{size:>8}",
@@ -74,7 +74,7 @@ def download(
         choice = choosing.choose(found, patterns, allow | known)
         for file, reason in choice.refused:
             say(f"not taken: {file.path}: {reason}")
-        say(f"{found.repo}: {len(choice.taken)} files, {gigabytes(choice.total_bytes)}, "
+        say(f"{found.repo}: {len(choice.taken)} files, {size_words(choice.total_bytes)}, "
             f"licence: {found.license or 'not told'}")  # fmt: skip
         spec = DownloadSpec(hub=hub, repo=repo, revision=revision, patterns=patterns, allow=allow)
         download_id = downloads.start(spec, found)
@@ -94,7 +94,7 @@ def download(
 
 
 def _stopped(download: Download) -> NoReturn:
-    say(f"{download.state} at {gigabytes(download.received_bytes)}; the same command goes on from there")
+    say(f"{download.state} at {size_words(download.received_bytes)}; the same command goes on from there")
     raise SystemExit(130)
 
 
@@ -108,9 +108,9 @@ def _progress() -> Callable[[Download], None]:
         step = int(download.share * 10)
         if terminal or step > told:
             told = step
-            rate = f", {gigabytes(download.bytes_per_s)}/s" if download.bytes_per_s else ""
+            rate = f", {size_words(download.bytes_per_s)}/s" if download.bytes_per_s else ""
             left = f", about {download.eta_s:,.0f} s left" if download.eta_s else ""
-            amount = f"{gigabytes(download.received_bytes)} of {gigabytes(download.total_bytes)}"
+            amount = f"{size_words(download.received_bytes)} of {size_words(download.total_bytes)}"
             line = f"{download.share:>4.0%}  {amount}{rate}{left}"
             end = "\r" if terminal and download.state == "running" else "\n"
             print(f"{line:<70}" if terminal else line, end=end, file=sys.stderr, flush=True)

@@ -146,6 +146,7 @@ class _Handler(BaseHTTPRequestHandler):
             "tags": [f"license:{model.license}"],
             "pipeline_tag": "text-generation",
             "lastModified": "2026-10-01T12:00:00.000Z",
+            "safetensors": {"parameters": {"BF16": 1000, "F8_E4M3": 24}, "total": 1024},
         }
 
     def _hf_model(self, query, name, revision):

@@ -232,7 +232,7 @@ def test_small_files_are_checked_by_gits_own_names(other, hub, downloads):
 @pytest.mark.parametrize("name", HUBS)
 def test_a_disk_that_is_too_small_is_said_before(name, downloads, monkeypatch):
     monkeypatch.setattr(repositories, "free_bytes", lambda hub: 2_000_000)
-    with pytest.raises(HubError, match=r"needs 3\.0 MB in .*, and 2\.0 MB are free") as caught:
+    with pytest.raises(HubError, match=r"needs 2\.9 MiB in .*, and 1\.9 MiB are free") as caught:
         downloads.start(tiny(name))
     assert caught.value.kind == "disk"
     assert downloads.list() == []
@@ -362,6 +362,8 @@ def test_search_and_reading_a_part_of_a_file(name, hub, settings):
     hub.models["other/thing"] = Model({})
     (found,) = repositories.search(name, "TINY", settings=settings)
     assert (found.repo, found.downloads, found.likes, found.license) == ("org/tiny", 1234, 56, "apache-2.0")
+    size = {"huggingface": 2024, "modelscope": sum(map(len, FILES.values()))}
+    assert (found.size_bytes, found.updated_at.year) == (size[name], 2026)
     assert repositories.search(name, "no such", settings=settings) == []
     arguments = (name, "org/tiny", None, "model.safetensors")
     assert repositories.read_range(*arguments, 100, 200, settings=settings) == WEIGHTS[100:200]

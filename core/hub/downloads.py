@@ -25,7 +25,7 @@ import sqlalchemy as sa
 from core.catalogue_schema import downloads as _table
 from core.errors import HubError, ModelError
 from core.hub import choosing, permissions, repositories
-from core.hub.records import Download, DownloadSpec, files_of, gigabytes, place_of, read
+from core.hub.records import Download, DownloadSpec, files_of, place_of, read, size_words
 from core.hub.repositories import RepoFile, RepoFiles, client
 from core.secrets import Secrets
 from core.settings import Settings
@@ -176,10 +176,10 @@ class Downloads:
         promised = sum(one.total_bytes - one.received_bytes for one in others)
         free = repositories.free_bytes(hub)
         if missing + promised + _SPARE_BYTES > free:
-            also = f", {gigabytes(promised)} of that for other downloads" if promised else ""
+            also = f", {size_words(promised)} of that for other downloads" if promised else ""
             raise HubError(
-                f"{repo} needs {gigabytes(missing + promised)} in {client(hub).cache_dir()}{also}, "
-                f"and {gigabytes(free)} are free.",
+                f"{repo} needs {size_words(missing + promised)} in {client(hub).cache_dir()}{also}, "
+                f"and {size_words(free)} are free.",
                 hint="Delete models that you don't need, or have the cache on a larger disk "
                 f"({'HF_HOME' if hub == 'huggingface' else 'MODELSCOPE_CACHE'}).",
                 kind="disk",

@@ -123,9 +123,9 @@ def _model_path(row: Mapping[str, Any], files: Sequence[FileProgress]) -> Path:
     return folder / names[0] if all(name.endswith(".gguf") for name in names) else folder
 
 
-def gigabytes(size_bytes: float) -> str:
-    """12 kB, 3.4 MB, 15.2 GB: decimal, as disks and hubs count."""
-    for unit, least in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
+def size_words(size_bytes: float) -> str:
+    """87 B, 12.1 KiB, 3.4 MiB, 15.2 GiB."""
+    for unit, least in (("GiB", 2**30), ("MiB", 2**20), ("KiB", 2**10)):
         if size_bytes >= least * 0.9995:
             amount = size_bytes / least
             return f"{amount:.1f} {unit}" if amount < 99.95 else f"{amount:,.0f} {unit}"
