@@ -10,7 +10,8 @@ from typing import Annotated, Any
 
 import typer
 
-from core import cli_presets, few_shot, openai_batch, sampling, tables
+from core import cli_engine, cli_presets, few_shot, openai_batch, sampling, tables
+from core.cli_engine import EngineArgOption, EngineOption, ModelOption
 from core.cli_session import Session
 from core.errors import ParameterError, WorkbenchError
 from core.run_spec import EvaluationSpec, Instructions, OutputSpec, OverflowSpec, PlanSpec
@@ -18,9 +19,8 @@ from core.runs import prompt_of
 from core.settings import load_settings
 from core.table_writers import OPENAI_BATCH
 
-ENGINES = ("vllm", "scripted")
-_WITH_RESUME = frozenset({"output", "format", "escape_formulas", "model", "engine", "resume", "retry_failed",
-                          "redo_truncated", "as_json"})  # fmt: skip
+_WITH_RESUME = frozenset({"output", "format", "escape_formulas", "model", "engine", "engine_arg", "resume",
+                          "retry_failed", "redo_truncated", "as_json"})  # fmt: skip
 
 
 def batch(
@@ -122,8 +122,9 @@ def batch(
     dedupe: Annotated[
         bool, typer.Option(help="Ask equal deterministic requests once, for all their rows.")
     ] = True,
-    model: Annotated[str | None, typer.Option(help="Model folder or Hugging Face id.")] = None,
-    engine: Annotated[str | None, typer.Option(help="vllm, or scripted: instant, no model.")] = None,
+    model: ModelOption = None,
+    engine: EngineOption = None,
+    engine_arg: EngineArgOption = None,
     answer_column: Annotated[str, typer.Option(help="Name, and prefix, of the new columns.")] = "answer",
     encoding: Annotated[str | None, typer.Option(help="Encoding, if detected wrongly.")] = None,
     delimiter: Annotated[str | None, typer.Option(help="Delimiter, if detected wrongly.")] = None,
@@ -151,8 +152,7 @@ def batch(
     if output is None:
         raise typer.BadParameter("-o OUTPUT is missing: where shall the answers go?")
     _check_format(output, format)
-    if engine is not None and engine not in ENGINES:
-        raise typer.BadParameter(f"there is no engine {engine!r}; there are: {', '.join(ENGINES)}.")
+    engine_asked = cli_engine.asked(engine, model, engine_arg)
     if resume is None:
         if retry_failed or redo_truncated:
             raise typer.BadParameter("--retry-failed and --redo-truncated go with --resume RUN_ID.")
@@ -192,12 +192,12 @@ def batch(
         _check_resume(context)
     with Session(load_settings()) as session:
         if resume is None:
-            spec = session.engine_spec(engine, model)
+            spec = session.engine_spec(engine_asked)
             spec = session.adapters.needed(spec, [adapter], by_row=adapter_column is not None)
             instructions = replace(instructions, engine=spec)
             run = session.stage(input, instructions, options, limit)
         else:
-            run = session.reopen(resume, engine, model, retry_failed=retry_failed, max_tokens=redo_truncated)
+            run = session.reopen(resume, engine_asked, retry_failed=retry_failed, max_tokens=redo_truncated)
         summary = session.finish(run, output, escape_formulas, format)
     if as_json:
         print(json.dumps(summary), flush=True)

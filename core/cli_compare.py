@@ -12,9 +12,9 @@ from typing import Annotated, Any
 
 import typer
 
-from core import cli_presets, sampling, tables
-from core.cli_batch import ENGINES
+from core import cli_engine, cli_presets, sampling, tables
 from core.cli_compare_work import WRITERS, Work
+from core.cli_engine import EngineArgOption, EngineOption, ModelOption
 from core.comparing.judge import KEY_VARIABLE, RUBRIC, Judge
 from core.comparing.rows import sample_file
 from core.comparing.spec import ComparisonSpec, PromptItem, SetSpec, grid, read_spec
@@ -24,8 +24,8 @@ from core.settings import load_settings
 from core.types import Message
 
 _TEXTS = ("system", "template", "style", "adapter")
-_WITH_SPEC = frozenset({"input", "output", "engine", "model", "judge", "judge_model", "rubric", "as_json",
-                        "baseline", "name", "escape_formulas"})  # fmt: skip
+_WITH_SPEC = frozenset({"input", "output", "engine", "model", "engine_arg", "judge", "judge_model", "rubric",
+                        "as_json", "baseline", "name", "escape_formulas"})  # fmt: skip
 _WITH_RESUME = _WITH_SPEC - {"input", "baseline", "name"} | {"resume"}
 
 
@@ -94,8 +94,9 @@ def compare(
     ] = None,
     judge_model: Annotated[str, typer.Option(help="The model at the judge's URL.", show_default=False)] = "",
     rubric: Annotated[str, typer.Option(help="By what the judge judges.", show_default=False)] = RUBRIC,
-    model: Annotated[str | None, typer.Option(help="Model folder or Hugging Face id.")] = None,
-    engine: Annotated[str | None, typer.Option(help="vllm, or scripted: instant, no model.")] = None,
+    model: ModelOption = None,
+    engine: EngineOption = None,
+    engine_arg: EngineArgOption = None,
     escape_formulas: Annotated[
         bool, typer.Option(help="Guard texts that a spreadsheet would run as a formula (csv).")
     ] = True,
@@ -107,8 +108,7 @@ def compare(
     Every difference comes with its number of prompts and a 95% interval.
     """
     _check_output(output)
-    if engine is not None and engine not in ENGINES:
-        raise typer.BadParameter(f"there is no engine {engine!r}; there are: {', '.join(ENGINES)}.")
+    engine_asked = cli_engine.asked(engine, model, engine_arg)
     judged = _judge(judge, judge_model, rubric)
     if resume is not None:
         _refuse_others(context, _WITH_RESUME, "--resume takes {} from the comparison")
@@ -124,7 +124,7 @@ def compare(
         )
     if spec is not None:
         spec = _named(spec, name, baseline)
-    with Work(load_settings(), engine, model) as work:
+    with Work(load_settings(), engine_asked) as work:
         comparison_id = work.start(spec) if spec is not None else work.resume(resume)
         summary = work.finish(comparison_id, output, judged, escape_formulas)
     if as_json:

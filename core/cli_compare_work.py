@@ -5,12 +5,12 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import replace
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
 from core.adapters.registry import Adapters
+from core.cli_engine import EngineAsked
 from core.cli_session import say
 from core.comparing import report
 from core.comparing.judge import Judge
@@ -20,6 +20,7 @@ from core.comparing.spec import ComparisonSpec
 from core.comparing.votes import win_rates
 from core.errors import WorkbenchError
 from core.runtime import Runtime
+from core.saved_settings import SavedSettings
 from core.settings import Settings
 from core.store import Store
 from core.types import EngineSpec
@@ -32,12 +33,11 @@ _STOP_PATIENCE_S = 10.0
 class Work:
     """One command's runtime and comparisons; leaves nothing running behind."""
 
-    def __init__(self, settings: Settings, engine: str | None, model: str | None) -> None:
+    def __init__(self, settings: Settings, asked: EngineAsked) -> None:
         self.runtime = Runtime(settings)
         self.store = Store(settings.catalogue_path)
         self.comparisons = Comparisons(self.runtime, self.store)
-        spec = self.runtime.default_spec()
-        self._spec = replace(spec, engine=engine or spec.engine, model=model or spec.model)
+        self._spec = asked.spec(self.runtime, SavedSettings(self.store))
 
     def __enter__(self) -> Work:
         return self

@@ -4,18 +4,19 @@ from __future__ import annotations
 
 import sys
 import time
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from core import evaluation, revisions, tables
 from core.adapters.registry import Adapters
 from core.batch import Progress
+from core.cli_engine import EngineAsked
 from core.errors import WorkbenchError
 from core.jobs import Jobs
 from core.run_spec import Instructions
 from core.runs import Run
 from core.runtime import Runtime
+from core.saved_settings import SavedSettings
 from core.settings import Settings
 from core.store import Store
 from core.types import EngineSpec
@@ -46,10 +47,9 @@ class Session:
         self.runtime.close()
         self.store.close()
 
-    def engine_spec(self, engine: str | None, model: str | None) -> EngineSpec:
-        """The settings' engine, with the command line's choices in their place."""
-        spec = self.runtime.default_spec()
-        return replace(spec, engine=engine or spec.engine, model=model or spec.model)
+    def engine_spec(self, asked: EngineAsked, before: EngineSpec | None = None) -> EngineSpec:
+        """What to load, checked: as `EngineAsked.spec`."""
+        return asked.spec(self.runtime, SavedSettings(self.store), before)
 
     def stage(
         self, input: Path, instructions: Instructions, options: tables.ReadOptions, limit: int | None
@@ -68,8 +68,7 @@ class Session:
     def reopen(
         self,
         run_id: str,
-        engine: str | None,
-        model: str | None,
+        asked: EngineAsked,
         *,
         retry_failed: bool,
         max_tokens: int | None,
@@ -86,8 +85,8 @@ class Session:
         say(f"run {run_id}: {counts.done:,} of {rows:,} rows are done")
         if counts.done < rows:
             spec = run.spec.engine
-            if engine or model or spec is None:
-                spec = self.engine_spec(engine, model)
+            if asked or spec is None:
+                spec = self.engine_spec(asked, spec)
             self.runtime.load(spec)
         return run
 

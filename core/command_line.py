@@ -8,7 +8,7 @@ import json
 import shlex
 from collections.abc import Sequence
 
-from core import sampling
+from core import engine_settings, sampling
 from core.run_spec import RunSpec
 
 
@@ -28,6 +28,7 @@ def command_line(spec: RunSpec, output: str = "answers.csv") -> str:
     words += [] if spec.plan.dedupe else ["--no-dedupe"]
     if spec.engine:
         words += ["--engine", spec.engine.engine, "--model", spec.engine.model]
+        words += [f"--engine-arg={assignment}" for assignment in engine_settings.as_assignments(spec.engine)]
     return shlex.join(words)
 
 
