@@ -214,7 +214,7 @@ def _fitting(
     advice = (
         f"It fits with a context of {context:,} tokens; the model's own {wanted:,} need more memory."
         if shorter
-        else f"It fits, with {many} of {context:,} tokens at once."
+        else f"It fits, with {many} of {context:,} tokens at a time."
     )
     return Fit(
         spec=spec,

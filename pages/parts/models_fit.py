@@ -110,7 +110,8 @@ def _shares(estimate: Fit) -> dict[str, int]:
         "Overhead": estimate.overhead_bytes,
     }
     free = estimate.device.memory_bytes - estimate.used_bytes
-    return parts | ({"Free": free} if free > 0 else {})
+    parts |= {"Free": free} if free > 0 else {}
+    return {name: size for name, size in parts.items() if size}
 
 
 def memory_bar(parts: Mapping[str, int]) -> go.Figure:
@@ -131,22 +132,28 @@ def memory_bar(parts: Mapping[str, int]) -> go.Figure:
         height=36,
         margin={"l": 0, "r": 0, "t": 4, "b": 4},
         showlegend=False,
-        xaxis={"visible": False, "fixedrange": True},
+        xaxis={"visible": False, "fixedrange": True, "range": [0, sum(parts.values()) / 2**30]},
         yaxis={"visible": False, "fixedrange": True},
     )
 
 
 def _figures(estimate: Fit, shown: Mapping[str, int]) -> None:
     """Short lines instead of large figures: the card stands beside a form."""
-    device = "of each GPU" if estimate.device.kind == "cuda" else "that is free"
-    lines = [f":{_COLOURS[name][0]}[■] {name} {gibibytes(size)}" for name, size in shown.items()]
-    lines[-1] += f" of {gibibytes(estimate.device.memory_bytes)} {device}"
+    lines = [f":{_COLOURS[name][0]}[■] {name}: {gibibytes(size)}" for name, size in shown.items()]
+    memory = gibibytes(estimate.device.memory_bytes)
+    if "Free" in shown:
+        lines[-1] += f" of {memory}"
+    else:
+        lines.append(f"Memory of one GPU: {memory}" if estimate.device.kind == "cuda" else f"Free: {memory}")
     if estimate.verdict != "too large":
         many = f"{estimate.full_length_requests:,.1f}".removesuffix(".0")
+        noun = "request" if many == "1" else "requests"
+        model = estimate.model_context_tokens
+        of_model = f" of {model:,}" if estimate.largest_context < model else ""
         lines += [
-            f"Longest context: {estimate.largest_context:,} of {estimate.model_context_tokens:,} tokens",
-            f"Requests of {estimate.context_tokens:,} tokens at once: {many}",
-            f"KV cache: {estimate.kv_bytes_per_token:,} bytes a token",
+            f"Longest context: {estimate.largest_context:,}{of_model} tokens",
+            f"At once: {many} {noun} of {estimate.context_tokens:,}",
+            f"Each token: {estimate.kv_bytes_per_token:,} bytes of KV cache",
         ]
     st.markdown("  \n".join(lines))
 
