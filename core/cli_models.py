@@ -11,7 +11,7 @@ from typing import Annotated, Any
 
 import typer
 
-from core import cli_endpoints, cli_fit, cli_hub, embedded
+from core import cli_adapters, cli_endpoints, cli_fit, cli_hub, embedded
 from core.models import importing
 from core.models.library import SOURCES, Library, LibraryModel
 from core.settings import Settings, load_settings
@@ -20,6 +20,7 @@ from core.store import Store
 app = typer.Typer(help="The models on this machine.", no_args_is_help=True)
 # a command of another module joins by one line: app.command()(cli_hub.search)
 app.add_typer(cli_endpoints.app, name="endpoints")
+app.add_typer(cli_adapters.app, name="adapters")
 app.command()(cli_hub.search)
 app.command()(cli_hub.download)
 app.command("fit")(cli_fit.fit_model)

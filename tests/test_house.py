@@ -20,8 +20,15 @@ HEAVY = {
         "core/engines/vllm_start.py",
         "core/engines/vllm_stats.py",
     },
-    "torch": {"core/embedded.py", "core/engines/hf_backend.py", "core/engines/hf_sampling.py"},
+    "peft": {"core/adapters/merge_worker.py"},
+    "torch": {
+        "core/adapters/merge_worker.py",
+        "core/embedded.py",
+        "core/engines/hf_backend.py",
+        "core/engines/hf_sampling.py",
+    },
     "transformers": {
+        "core/adapters/merge_worker.py",
         "core/engines/hf_backend.py",
         "core/engines/vllm_start.py",
         "core/engines/vllm_models.py",

@@ -15,6 +15,7 @@ from core import embedded
 from core.adapters import checks
 from core.catalogue_schema import adapters as _adapters
 from core.errors import ModelError, ParameterError, RunError
+from core.models import locate
 from core.run_spec import PromptSpec
 from core.settings import Settings
 from core.store import Store
@@ -196,12 +197,10 @@ def find_base(name: str, settings: Settings) -> Path | None:
     """The folder of a model that is on this machine, by its name, hub id or folder. None: it isn't here."""
     if not name:
         return None
-    if name == "embedded" or checks.same_model(name, embedded.EMBEDDED_MODEL):
-        return embedded.path(settings) if embedded.is_ready(settings) else None
-    folder = Path(name).expanduser()
-    if folder.is_absolute() and (folder / "config.json").is_file():
-        return folder
-    return None
+    found = locate.find(name, settings)
+    if found is None and checks.same_model(name, embedded.EMBEDDED_MODEL):
+        found = locate.find("embedded", settings)
+    return found.path if found is not None and (found.path / "config.json").is_file() else None
 
 
 def _checked_name(name: str) -> str:
