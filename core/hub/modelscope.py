@@ -1,6 +1,6 @@
 """ModelScope through its own client, into its own cache. MODELSCOPE_ENDPOINT and _CACHE are honoured.
 
-modelscope_hub is what the modelscope package itself fetches with; it imports twenty times as fast.
+modelscope_hub is what the modelscope package itself fetches with; it imports in 0.6 s instead of 5.5 s.
 """
 
 from __future__ import annotations
