@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import streamlit as st
 
+from core.adapters.merging import Merges
 from core.adapters.registry import Adapters
 from core.chat import Chats
 from core.comparing.runner import Comparisons
@@ -39,7 +40,7 @@ PROMOTED = "batch:promoted"
 """Key of {"prompt": PromptSpec, "params": ..., "name": ...}: what the batch page fills in next."""
 
 # users before what they use
-_CLOSE_ORDER = ("jobs", "comparisons", "chats", "downloads", "imports", "runtime", "store")
+_CLOSE_ORDER = ("merges", "jobs", "comparisons", "chats", "downloads", "imports", "runtime", "store")
 _log = logging.getLogger(__name__)
 
 
@@ -95,6 +96,11 @@ def adapters() -> Adapters:
 
 
 @st.cache_resource(show_spinner=False)
+def merges() -> Merges:
+    return _opened().setdefault("merges", Merges(runtime().settings, store()))
+
+
+@st.cache_resource(show_spinner=False)
 def library() -> Library:
     return Library(runtime().settings, store())
 
@@ -130,8 +136,8 @@ def close() -> None:
         if name in opened:
             opened.pop(name).close()
     for cached in (
-        runtime, store, chats, comparisons, presets, wrappers, downloads, adapters, secrets, library,
-        imports, endpoints, saved_settings, jobs,
+        runtime, store, chats, comparisons, presets, wrappers, downloads, adapters, merges, secrets,
+        library, imports, endpoints, saved_settings, jobs,
     ):  # fmt: skip
         cached.clear()
 
