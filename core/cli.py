@@ -11,7 +11,7 @@ from typing import Annotated, Any, NoReturn
 
 import typer
 
-from core import cli_batch, cli_compare, cli_models, cli_presets, sampling
+from core import cli_batch, cli_compare, cli_models, cli_presets, engine_settings, sampling
 from core.errors import ParameterError, WorkbenchError
 from core.settings import load_settings
 from core.store import Store
@@ -79,7 +79,11 @@ def runs(
 
 @app.command()
 def params(
-    markdown: Annotated[bool, typer.Option(help="As a Markdown page: docs/sampling.md.")] = False,
+    engine: Annotated[bool, typer.Option("--engine", help="Engine settings instead.")] = False,
+    markdown: Annotated[
+        bool, typer.Option(help="As Markdown: docs/sampling.md, the tables of docs/settings.md.")
+    ] = False,
 ) -> None:
     """List the sampling parameters: name, range, default, what it does."""
-    print(sampling.as_markdown() if markdown else sampling.as_text())
+    table = engine_settings if engine else sampling
+    print(table.as_markdown() if markdown else table.as_text())

@@ -63,7 +63,8 @@ class EngineAsked:
         model = self.model or spec.model
         engine = self.engine or spec.engine
         if self.engine is None and runtime.settings.engine == "auto":
-            engine = "openai" if "base_url" in self.settings else choice.suggest(model)
+            is_remote = spec.base_url or "base_url" in self.settings
+            engine = "openai" if is_remote else choice.suggest(model)
         return replace(spec, engine=engine, model=model)
 
 

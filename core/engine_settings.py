@@ -7,7 +7,6 @@ is imported.
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import math
 from collections.abc import Iterable, Mapping
@@ -15,6 +14,8 @@ from dataclasses import dataclass, replace
 from difflib import get_close_matches
 from typing import Any, Literal
 
+from core import engine_settings_rules
+from core.engine_settings_rules import MADE_SMALL, check_devices, check_together
 from core.engine_settings_values import KIND_WORDS, PARSERS, Kind, size_text
 from core.errors import ParameterError
 from core.machine import Machine
@@ -31,8 +32,6 @@ GROUPS: Mapping[Group, str] = {
     "trust": "Trust",
 }
 LOCAL: tuple[EngineName, ...] = ("vllm", "transformers", "llamacpp", "scripted")
-# done to a model of 16 bits while it loads, by kernels for GPUs; and forms in which models are saved
-_MADE_SMALL = ("fp8", "fp8_per_tensor", "fp8_per_block", "fp8_per_channel", "mxfp8")
 _SAVED_SMALL = (
     "awq", "awq_marlin", "auto_awq", "gptq", "gptq_marlin", "auto_gptq", "compressed-tensors", "modelopt",
     "modelopt_fp4", "quark", "torchao", "inc", "mxfp4", "experts_int8", "moe_wna16",
@@ -130,7 +129,7 @@ SETTINGS: tuple[Setting, ...] = (
     ),
     Setting(
         name="quantization", title="Quantization", kind="text", group="main",
-        choices=(*_MADE_SMALL, *_SAVED_SMALL), automatic="as the model was saved",
+        choices=(*MADE_SMALL, *_SAVED_SMALL), automatic="as the model was saved",
         help="Weights in fewer bits: fp8 halves the memory of bfloat16, on newer GPUs. "
         "A model that was saved quantized needs nothing here.",
     ),
@@ -271,7 +270,11 @@ def obstacle(setting: Setting, here: Machine) -> str | None:
     """Why a setting has no use on this machine, None where it has: for forms, which grey it out."""
     if setting.name == "gpu_memory_utilization" and not here.gpus:
         return "This machine has no GPU: the KV cache is set in GiB."
-    if setting.group == "parallel" and max(len(here.gpus), here.numa_nodes) < 2 and not _has_ray():
+    if (
+        setting.group == "parallel"
+        and max(len(here.gpus), here.numa_nodes) < 2
+        and not engine_settings_rules.has_ray()
+    ):
         return "This machine has one device, and Ray isn't installed."
     return None
 
@@ -290,78 +293,8 @@ def validate(spec: EngineSpec, here: Machine) -> None:
         raise ParameterError("No model is named.", hint="Choose one, or write embedded.")
     if spec.engine == "openai" and not spec.base_url:
         raise ParameterError("A remote endpoint needs an address.", hint="Set base_url to its /v1 address.")
-    _check_devices(spec, here)
-    _check_together(spec, here)
-
-
-def _check_devices(spec: EngineSpec, here: Machine) -> None:
-    tensor, pipeline = spec.tensor_parallel_size or 1, spec.pipeline_parallel_size or 1
-    copies = spec.data_parallel_size or 1
-    wanted, backend = tensor * pipeline * copies, spec.distributed_executor_backend
-    if backend == "ray":
-        if not _has_ray():
-            raise ParameterError("Ray isn't installed.", hint="Run `pip install ray` in this environment.")
-        return  # its cluster may have more devices than this machine
-    if backend == "uni" and tensor * pipeline > 1:
-        raise ParameterError("uni is one process, for one device.", hint="Choose mp, or leave it empty.")
-    devices = len(here.gpus) or here.numa_nodes
-    if wanted > devices:
-        sizes = f"tensor {tensor} x pipeline {pipeline} x data {copies}"
-        have = f"{devices} GPU{'s' * (devices != 1)}" if here.gpus else "no GPU"
-        if not here.gpus and devices > 1:
-            have += f" and {devices} processor groups (NUMA nodes)"
-        raise ParameterError(
-            f"Parallel sizes {sizes} need {wanted} devices; this machine has {have}.",
-            hint="Lower them, or use ray for devices of other machines.",
-        )
-
-
-def _has_ray() -> bool:
-    return importlib.util.find_spec("ray") is not None
-
-
-def _check_together(spec: EngineSpec, here: Machine) -> None:
-    fp8 = (spec.kv_cache_dtype or "").startswith("fp8")
-    if fp8 and not here.gpus and not {"avx512f", "amx_tile"}.intersection(here.cpu_features):
-        raise ParameterError(
-            f"kv_cache_dtype={spec.kv_cache_dtype} needs a GPU, or a processor with AVX-512.",
-            hint="Leave kv_cache_dtype empty.",
-        )
-    if spec.quantization in _MADE_SMALL and not here.gpus:
-        raise ParameterError(
-            f"quantization={spec.quantization} needs a GPU.",
-            hint="Leave it empty, or choose a model that was saved quantized.",
-        )
-    if spec.gpu_memory_utilization is not None and not here.gpus:
-        raise ParameterError(
-            "gpu_memory_utilization is a share of GPU memory, and this machine has no GPU.",
-            hint="Set kv_cache_memory_bytes instead.",
-        )
-    if not spec.enable_lora:
-        for name in ("max_loras", "max_lora_rank", "max_cpu_loras"):
-            if getattr(spec, name) is not None:
-                raise ParameterError(f"{name} is set, but enable_lora is not.", hint="Set enable_lora too.")
-    elif (spec.max_cpu_loras or 256) < (spec.max_loras or 1):
-        raise ParameterError(
-            f"max_cpu_loras={spec.max_cpu_loras} is less than max_loras={spec.max_loras}.",
-            hint="All adapters of a step are in RAM first: raise it.",
-        )
-    _check_speculation(spec.speculative_config)
-
-
-def _check_speculation(config: Mapping[str, Any] | None) -> None:
-    if config is None:
-        return
-    guessed = config.get("num_speculative_tokens")
-    if not isinstance(guessed, int) or not 1 <= guessed <= 32:
-        raise ParameterError(
-            "speculative_config needs num_speculative_tokens, from 1 to 32.",
-            hint='{"method": "ngram", "num_speculative_tokens": 4, "prompt_lookup_max": 4}, say.',
-        )
-    if "method" not in config and "model" not in config:
-        raise ParameterError(
-            "speculative_config names no method and no model.", hint='Set "method": "ngram" or a "model".'
-        )
+    check_devices(spec, here)
+    check_together(spec, here)
 
 
 def _text(value: Any) -> str:
@@ -376,6 +309,14 @@ def _setting(name: str) -> Setting:
     near = get_close_matches(name, BY_NAME, n=1)
     hint = f"Did you mean {near[0]}?" if near else f"Settings: {', '.join(BY_NAME)}."
     raise ParameterError(f"There is no engine setting {name!r}.", hint=hint)
+
+
+def as_text() -> str:
+    """For a terminal."""
+    width = max(map(len, BY_NAME))
+    return "\n".join(
+        f"{row.name:<{width}}  {row.range_text}. Empty: {row.automatic}. {row.help}" for row in SETTINGS
+    )
 
 
 def as_markdown() -> str:

@@ -73,12 +73,14 @@ class Runtime:
 
     def default_spec(self) -> EngineSpec:
         """The spec that the settings ask for."""
-        settings = self.settings
-        engine = settings.engine if settings.engine != "auto" else choice.suggest(settings.model)
+        settings, engine = self.settings, self.settings.engine
+        if engine == "auto":
+            engine = "openai" if settings.base_url else choice.suggest(settings.model)
         return engine_settings.for_engine(
             EngineSpec(
                 engine=engine,
                 model=settings.model,
+                base_url=settings.base_url,
                 max_model_len=settings.max_model_len,
                 max_num_seqs=settings.max_num_seqs,
                 kv_cache_memory_bytes=settings.kv_cache_memory_bytes,
@@ -259,7 +261,7 @@ class Runtime:
 
     async def _make_engine(self, generation: int, spec: EngineSpec) -> None:
         restarting = self._state.phase == "restarting"
-        _, before = await asyncio.to_thread(memory.in_use)
+        _, before = await self._loop.in_thread(memory.in_use)
         while True:
             try:
                 engine = await self._loop.in_thread(lambda: self._build(generation, spec))
@@ -276,7 +278,7 @@ class Runtime:
                 self._report(generation, f"Trying again: {failure.message}")
                 await self._pause(generation, delay)
         self._held = engine
-        await asyncio.to_thread(self._memory.add, "load", engine.info.model, before)
+        await self._loop.in_thread(lambda: self._memory.add("load", engine.info.model, before))
         try:
             self._enter(generation, State("ready", time.monotonic(), spec=spec, engine=engine))
         except _Superseded:
@@ -301,9 +303,9 @@ class Runtime:
     async def _drop_engine(self) -> None:
         engine, self._held = self._held, None
         if engine is not None:
-            _, before = await asyncio.to_thread(memory.in_use)
+            _, before = await self._loop.in_thread(memory.in_use)
             await engine.close()
-            await asyncio.to_thread(self._memory.add, "unload", engine.info.model, before)
+            await self._loop.in_thread(lambda: self._memory.add("unload", engine.info.model, before))
 
     async def _pause(self, generation: int, seconds: float) -> None:
         """Sleep, but give up soon when this generation is over."""

@@ -36,7 +36,11 @@ class Settings(BaseSettings):
     )
     model: str = Field(
         default="embedded",
-        description="Model that is loaded at start: 'embedded', a folder, or a Hugging Face id.",
+        description="Model that is loaded at start: 'embedded', a name of the library, a folder, a GGUF "
+        "file, or a hub's id; of a remote endpoint the name that it has there.",
+    )
+    base_url: str | None = Field(
+        default=None, description="Address of the OpenAI-compatible server that is used at start."
     )
     autoload: bool = Field(default=True, description="Load the engine when the workbench starts.")
     max_model_len: int | None = Field(default=None, ge=16, description="Context length in tokens.")
