@@ -28,8 +28,7 @@ def describe(
 ) -> EngineInfo:
     """Read from vLLM's own configuration: what it made of the arguments. `began`: when the load did."""
     config = engine.vllm_config
-    blocks = config.cache_config.num_gpu_blocks
-    tokens = blocks * config.cache_config.block_size if blocks else None
+    tokens = _cache_tokens(config)
     cache_bytes = config.cache_config.kv_cache_memory_bytes
     if cache_bytes is None and tokens:
         cache_bytes = tokens * facts.kv_bytes_per_token
@@ -63,6 +62,16 @@ def describe(
         cannot_params=_cannot_params(choice),
         weights_bytes=weights_bytes,
     )
+
+
+def _cache_tokens(config: Any) -> int | None:
+    """Tokens of the KV cache over all copies of the model: fewer than its blocks where layers with windows
+    and without share it, as a request takes blocks for each kind."""
+    cache = config.cache_config
+    own = getattr(cache, "kv_cache_size_tokens", None)
+    if own:
+        return own * config.parallel_config.data_parallel_size
+    return cache.num_gpu_blocks * cache.block_size if cache.num_gpu_blocks else None
 
 
 def _cannot_guess(choice: Choice) -> dict[Feature, str]:

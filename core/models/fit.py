@@ -359,11 +359,11 @@ class Difference:
 
 def compare(fit: Fit, info: EngineInfo) -> tuple[Difference, ...]:
     """The estimate of what was loaded against the engine's report, part by part; only parts it reports."""
-    context = fit.context_tokens
+    copies = fit.spec.data_parallel_size or 1
     both = (
         ("Weights", "bytes", fit.weights_bytes * max(1, fit.devices_used), info.weights_bytes),
-        ("KV cache", "tokens", fit.kv_cache_tokens, info.kv_cache_tokens),
-        ("Context", "tokens", context, info.max_model_len),
+        ("KV cache", "tokens", fit.kv_cache_tokens * copies, info.kv_cache_tokens),
+        ("Context", "tokens", fit.context_tokens, info.max_model_len),
     )
     return tuple(
         Difference(part, unit, estimated, reported)
