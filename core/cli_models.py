@@ -124,7 +124,7 @@ def _as_line(model: LibraryModel) -> str:
         f"{model.quantization or '-':<8}",
         f"{model.license or '-':<12}",
         f"{used:<15}",
-        f"{SOURCES[model.source]:<24}",
+        f"{SOURCES[model.source]:<12}",
         model.key,
     ]
     return "  ".join(words) + (f"\n  ! {model.problem}" if model.problem else "")

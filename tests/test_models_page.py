@@ -22,7 +22,7 @@ def app(workspace, caches):
 
 def words(app):
     """All that is written, without what escapes it."""
-    texts = [*app.markdown, *app.caption, *app.warning, *app.info, *app.error]
+    texts = [*app.markdown, *app.caption, *app.info, *app.error]
     return "\n".join(one.value for one in texts).replace("\\", "")
 
 
@@ -50,7 +50,7 @@ def fill_import(app, path, *, name="", copy=False):
 
 
 def test_a_fresh_workspace_shows_the_embedded_model_and_the_ways_to_more(app):
-    assert "SmolLM2-135M-Instruct" in words(app) and "comes with the workbench" in words(app)
+    assert "SmolLM2-135M-Instruct" in words(app) and "· embedded" in words(app)
     assert "Get a larger one" in words(app)
     assert "It comes with the workbench, and stays." in words(app)
     button(app, "Get a model").click().run()

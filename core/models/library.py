@@ -33,11 +33,11 @@ from core.types import EngineSpec, Hub
 
 Source = Literal["embedded", "workspace", "huggingface", "modelscope", "imported"]
 SOURCES: Mapping[Source, str] = {
-    "embedded": "comes with the workbench",
-    "workspace": "in the workspace",
+    "embedded": "embedded",
+    "workspace": "workspace",
     "huggingface": "Hugging Face",
     "modelscope": "ModelScope",
-    "imported": "imported, stays where it is",
+    "imported": "imported",
 }
 
 

@@ -23,7 +23,7 @@ def _offer(offer: Offer, *, in_use: bool) -> None:
     with st.container(border=True, horizontal=True, vertical_alignment="center"):
         with st.container(gap=None):
             st.markdown(f"**{plain_text(offer.title)}**")
-            st.caption(plain_text(offer.about))
+            st.caption(offer.about)
             if offer.obstacle:
                 st.markdown(f":orange[:material/block:] {plain_text(offer.obstacle)}")
         if in_use:

@@ -7,8 +7,8 @@ import streamlit as st
 from core.errors import WorkbenchError
 from core.models.importing import Import
 from pages.parts import models_nav, session
-from pages.parts.charts import gibibytes
 from pages.parts.markdown import plain_text
+from pages.parts.models_words import size_words
 
 _POPOVER_PIXELS = 440
 _POLL_S = 0.5
@@ -76,7 +76,7 @@ def _copy(view: Import) -> None:
     name = plain_text(view.name)
     imports = session.imports()
     if view.state == "running":
-        done = f"{gibibytes(view.done_bytes)} of {gibibytes(view.total_bytes)}"
+        done = f"{size_words(view.done_bytes)} of {size_words(view.total_bytes)}"
         st.progress(view.share, f"Copying **{name}**: {done}")
         st.button("Cancel", key=f"models:copy:{view.name}", on_click=imports.cancel, args=(view.name,))
         return

@@ -8,11 +8,16 @@ from core.errors import ModelError
 from core.models.library import SOURCES, LibraryModel
 from core.types import EngineSpec
 from pages.parts import models_import, models_nav, session
-from pages.parts.charts import counted, gibibytes
+from pages.parts.charts import counted
 from pages.parts.markdown import plain_text
-from pages.parts.models_words import facts_words, used_words
+from pages.parts.models_words import facts_words, size_words, used_words
 
 _WIDTHS = (5.2, 1.5, 1.6, 1.6, 2.2)
+_SOURCES = {
+    "embedded": "comes with the workbench",
+    "workspace": "the workspace's models folder",
+    "imported": "imported, stays where it is",
+}
 _SEARCH_FROM = 8
 _POPOVER_PIXELS = 420
 
@@ -21,7 +26,7 @@ def draw() -> None:
     models = session.library().list()
     with st.container(horizontal=True, vertical_alignment="center"):
         total = sum(model.size_bytes for model in models)
-        st.caption(f"{counted(len(models), 'model')} on this machine, {gibibytes(total)}")
+        st.caption(f"{counted(len(models), 'model')} on this machine, {size_words(total)}")
         st.space("stretch")
         st.button("Get a model", icon=":material/download:", on_click=models_nav.go, args=("get",))
         models_import.menu()
@@ -67,9 +72,10 @@ def _row(model: LibraryModel, *, is_loaded: bool) -> None:
     with st.container(border=True):
         name, size, context, used, actions = st.columns(_WIDTHS, gap="small", vertical_alignment="center")
         badge = " :green-badge[loaded]" if is_loaded else ""
-        name.markdown(f"**{plain_text(model.name)}**{badge}")
-        name.caption(plain_text(" · ".join(facts_words(model))))
-        size.markdown(gibibytes(model.size_bytes) if model.size_bytes else "–")
+        with name.container(gap=None):
+            st.markdown(f"**{plain_text(model.name)}**{badge}")
+            st.caption(plain_text(" · ".join(facts_words(model))))
+        size.markdown(size_words(model.size_bytes) if model.size_bytes else "–")
         context.markdown(f"{model.context_tokens:,}" if model.context_tokens else "–")
         used.markdown(used_words(model.last_used_at))
         with actions.container(horizontal=True, horizontal_alignment="right", gap="xsmall"):
@@ -84,15 +90,15 @@ def _row(model: LibraryModel, *, is_loaded: bool) -> None:
                 _details(model)
                 _delete(model, is_loaded=is_loaded)
         if model.problem:
-            st.warning(f"{plain_text(model.problem)} {plain_text(model.hint)}", icon=":material/warning:")
+            st.markdown(f":orange[:material/warning:] {plain_text(f'{model.problem} {model.hint}')}")
 
 
 def _details(model: LibraryModel) -> None:
     lines = {
-        "Source": SOURCES[model.source],
+        "Source": _SOURCES.get(model.source, SOURCES[model.source]),
         "Revision": model.revision,
         "Licence": model.license or "its files don't say",
-        "Format": model.format,
+        "Format": "GGUF" if model.format == "gguf" else model.format,
     }
     if model.facts is not None:
         facts = model.facts
@@ -122,7 +128,7 @@ def _delete(model: LibraryModel, *, is_loaded: bool) -> None:
         if model.source == "imported":
             st.markdown("Forget this model? Its files stay where they are.")
         else:
-            st.markdown(f"Delete it, and free {gibibytes(model.size_bytes)}? There is no way back.")
+            st.markdown(f"Delete it, and free {size_words(model.size_bytes)}? There is no way back.")
         with st.container(horizontal=True):
             st.button("Yes", key=f"{asked}:yes", type="primary", on_click=_delete_now, args=(model,))
             st.button("No", key=f"{asked}:no", on_click=st.session_state.pop, args=(f"{asked}:sure", None))
@@ -135,5 +141,5 @@ def _delete_now(model: LibraryModel) -> None:
     except ModelError as error:
         st.toast(plain_text(str(error)), icon=":material/error:")
         return
-    done = f"deleted, {gibibytes(freed)} freed" if model.source != "imported" else "forgotten"
+    done = f"deleted, {size_words(freed)} freed" if model.source != "imported" else "forgotten"
     st.toast(f"{plain_text(model.name)} was {done}.")
