@@ -15,7 +15,7 @@ from core import engine_settings, machine
 from core.engines import choice
 from core.errors import ModelError, ParameterError
 from core.hub import choosing, repositories
-from core.models import facts, fit, remote_facts
+from core.models import facts, fit, fit_sizes, remote_facts
 from core.models.facts import ModelFacts
 from core.models.fit import Device, Fit
 from core.models.library import Library
@@ -106,20 +106,20 @@ def _device(memory: str, gpus: int) -> Device:
     if not 1 << 20 <= size <= 1 << 50:
         raise ParameterError(f"{memory!r} is no memory size.", hint="24GiB, say.")
     kind = "cuda" if gpus else "cpu"
-    return Device(kind=kind, name=f"{'GPU' if gpus else 'CPU'} of {fit.size_text(size)}",
+    return Device(kind=kind, name=f"{'GPU' if gpus else 'CPU'} of {fit_sizes.size_text(size)}",
                   memory_bytes=size, count=max(1, gpus))  # fmt: skip
 
 
 def _lines(known: ModelFacts, estimate: Fit, options: tuple[fit.Option, ...]) -> list[str]:
     parameters = f", {known.parameters / 1e9:,.2f} billion parameters" if known.parameters else ""
     rows = [
-        ("weights", fit.size_text(estimate.weights_bytes), ""),
+        ("weights", fit_sizes.size_text(estimate.weights_bytes), ""),
         (
             "KV cache",
-            fit.size_text(estimate.kv_cache_bytes),
+            fit_sizes.size_text(estimate.kv_cache_bytes),
             f"{estimate.kv_bytes_per_token:,} bytes a token",
         ),
-        *((part.name, fit.size_text(part.size_bytes), part.source) for part in estimate.overhead),
+        *((part.name, fit_sizes.size_text(part.size_bytes), part.source) for part in estimate.overhead),
         (
             "longest context",
             f"{estimate.largest_context:,}",
@@ -135,7 +135,7 @@ def _lines(known: ModelFacts, estimate: Fit, options: tuple[fit.Option, ...]) ->
         rows = [row for row in rows if row[0] not in ("KV cache", "longest context", "at full length")]
     return [
         f"{known.architecture}{parameters}, {known.quantization or known.dtype}",
-        f"on {estimate.device.name}, {fit.size_text(estimate.device.memory_bytes)}, {estimate.spec.engine}",
+        f"on {estimate.device.name}, {fit_sizes.size_text(estimate.device.memory_bytes)}, {estimate.spec.engine}",
         f"{estimate.verdict}: {estimate.advice}",
         *(f"  {name:<16}{figure:>10}  {words}".rstrip() for name, figure, words in rows),
         *estimate.notes,

@@ -222,6 +222,30 @@ def test_a_given_cache_and_context_are_taken_as_they_are() -> None:
         assert estimate.verdict == "fits"
 
 
+def test_transformers_takes_the_number_format_that_the_processor_is_fast_at() -> None:
+    smol = model("smollm2-135m")
+    fast = fit.Device(kind="cpu", name="CPU", memory_bytes=16 * GIB)
+    spec = EngineSpec(engine="transformers")
+    half, full = (
+        fit.estimate(smol, dataclasses.replace(fast, halves=halves), spec) for halves in (True, False)
+    )
+    assert (half.weights_bytes, full.weights_bytes) == (2 * smol.parameters, 4 * smol.parameters)
+    assert (half.kv_bytes_per_token, full.kv_bytes_per_token) == (23_040, 46_080)
+    assert half.verdict == full.verdict == "fits"
+    tiny = dataclasses.replace(fast, memory_bytes=GIB + (270 << 20))
+    assert fit.estimate(smol, tiny, spec).verdict == "too large"
+
+
+def test_llama_cpp_is_made_for_less_than_a_long_context_unless_told() -> None:
+    llama = dataclasses.replace(model("llama-3.1-8b"), format="gguf", weights_bytes=5 * GIB)
+    device = fit.Device(kind="cpu", name="CPU", memory_bytes=64 * GIB)
+    asked = fit.estimate(llama, device, EngineSpec(engine="llamacpp"))
+    assert (asked.verdict, asked.context_tokens, asked.largest_context) == ("fits", 16_384, 131_072)
+    assert asked.kv_cache_bytes == 32_768 * asked.kv_bytes_per_token
+    told = fit.estimate(llama, device, EngineSpec(engine="llamacpp", max_model_len=131_072))
+    assert (told.verdict, told.context_tokens) == ("fits", 131_072)
+
+
 def test_a_remote_model_takes_nothing_here() -> None:
     spec = EngineSpec(engine="openai", model="big", base_url="http://gpu/v1")
     estimate = fit.estimate(model("deepseek-v3"), CONSUMER, spec)

@@ -23,7 +23,6 @@ from core.types import EngineInfo, EngineSpec
 if TYPE_CHECKING:
     from core.machine import Machine
 
-GIB = 1 << 30
 GPU_SHARE = 0.92
 """vLLM's default gpu_memory_utilization, 0.26 to 0.33."""
 _LEAST_CONTEXT = 512
@@ -32,12 +31,14 @@ Verdict = Literal["fits", "shorter", "too large", "elsewhere"]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Device:
-    """`memory_bytes`: of one GPU all of it, of a CPU what is free. `count`: how many such GPUs there are."""
+    """`memory_bytes`: of one GPU all of it, of a CPU what is free. `count`: how many such GPUs there are.
+    `halves`: whether it computes in 16 bits; transformers takes 32 on a CPU that doesn't."""
 
     kind: Literal["cuda", "cpu"]
     name: str
     memory_bytes: int
     count: int = 1
+    halves: bool = True
 
 
 def device_of(machine: Machine, loaded: EngineInfo | None = None) -> Device:
@@ -49,7 +50,8 @@ def device_of(machine: Machine, loaded: EngineInfo | None = None) -> Device:
         )
     back = (loaded.kv_cache_bytes or 0) + (loaded.weights_bytes or 0) if loaded else 0
     free = min(machine.available_bytes + back, machine.memory_bytes)
-    return Device(kind="cpu", name=machine.cpu, memory_bytes=free)
+    halves = bool({"amx_bf16", "avx512_bf16"} & set(machine.cpu_features))
+    return Device(kind="cpu", name=machine.cpu, memory_bytes=free, halves=halves)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -169,20 +171,39 @@ def _parallel_problem(facts: ModelFacts, device: Device, spec: EngineSpec, neede
 
 
 def _simple(facts: ModelFacts, device: Device, spec: EngineSpec) -> Fit:
-    """transformers and llama.cpp: the weights, and keys and values of one batch at full length at most."""
-    weights = fit_sizes.weights_bytes(facts, spec)
+    """transformers and llama.cpp: the weights, and half of what they leave for keys and values."""
+    of_llama = spec.engine == "llamacpp"
+    kept = fit_sizes.simple_spec(facts, spec, device.kind == "cpu" and not device.halves)
+    weights = fit_sizes.weights_bytes(facts, kept)
     overhead = fit_sizes.simple_overhead(spec.engine)
-    number = 2.0 if spec.engine == "llamacpp" else fit_sizes.kv_number_bytes(facts, spec)
+    number = 2.0 if of_llama else fit_sizes.kv_number_bytes(facts, kept)
     layout = kv_cache.layout(facts, number_bytes=number, block_tokens=1)
     left = device.memory_bytes - weights - sum(part.size_bytes for part in overhead)
-    longest = max(0, min(facts.context_tokens, left // max(1, layout.token_bytes)))
-    context = min(spec.max_model_len or longest, facts.context_tokens)
+    cache = spec.kv_cache_memory_bytes or max(0, left) // 2
+    longest = max(0, min(facts.context_tokens, cache // max(1, layout.token_bytes)))
     least = min(spec.max_model_len or _LEAST_CONTEXT, facts.context_tokens)
     if longest < least:
-        missing = least * layout.token_bytes - left
-        return _too_large(facts, device, spec, weights, overhead, missing, None, layout)
-    cache = spec.kv_cache_memory_bytes or context * layout.token_bytes
-    return _fitting(facts, device, spec, weights, overhead, layout, cache, context, longest)
+        missing = 2 * (least * layout.token_bytes - cache) if left > 0 else -left
+        return _too_large(facts, device, spec, weights, overhead, max(1, missing), None, layout)
+    wanted = facts.context_tokens
+    if of_llama:  # it is made for less than the model's context, unless told
+        wanted = min(wanted, fit_sizes.LLAMA_CONTEXT)
+    context = min(spec.max_model_len or wanted, longest)
+    if of_llama and not spec.kv_cache_memory_bytes:
+        cells = min(fit_sizes.LLAMA_CELLS, longest, context * fit_sizes.llama_slots(spec, device.kind))
+        cache = max(context, cells) * layout.token_bytes
+    return _fitting(
+        facts,
+        device,
+        spec,
+        weights,
+        overhead,
+        layout,
+        cache,
+        context,
+        longest,
+        wanted=spec.max_model_len or wanted,
+    )
 
 
 def engine_facts(facts: ModelFacts, spec: EngineSpec) -> vllm_settings.ModelFacts:
@@ -206,9 +227,10 @@ def _fitting(
     context: int,
     longest: int,
     needed: int = 1,
+    wanted: int | None = None,
 ) -> Fit:
     requests = layout.requests(cache, context) if layout.token_bytes else 0.0
-    wanted = min(spec.max_model_len or facts.context_tokens, facts.context_tokens)
+    wanted = min(wanted or spec.max_model_len or facts.context_tokens, facts.context_tokens)
     shorter = context < wanted
     many = f"{requests:,.0f} requests" if requests >= 1.95 else "one request"
     advice = (
@@ -252,7 +274,7 @@ def _too_large(
         device=device,
         devices_used=needed,
         verdict="too large",
-        advice=why or f"It does not fit: about {size_text(missing)} of memory are missing.",
+        advice=why or f"It does not fit: about {fit_sizes.size_text(missing)} of memory are missing.",
         weights_bytes=weights,
         overhead=overhead,
         kv_cache_bytes=0,
@@ -370,10 +392,3 @@ def compare(fit: Fit, info: EngineInfo) -> tuple[Difference, ...]:
         for part, unit, estimated, reported in both
         if estimated and reported
     )
-
-
-def size_text(size_bytes: float) -> str:
-    """Binary units, as memory is sold: "5.8 GiB"."""
-    if size_bytes >= 100 * GIB:
-        return f"{size_bytes / GIB:,.0f} GiB"
-    return f"{size_bytes / GIB:.1f} GiB" if size_bytes >= GIB else f"{size_bytes / (1 << 20):,.0f} MiB"

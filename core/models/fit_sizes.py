@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from core.models.facts import ModelFacts
@@ -101,10 +101,27 @@ def cpu_overhead(weights: int) -> tuple[Part, ...]:
     )
 
 
+LLAMA_CONTEXT, LLAMA_CELLS = 16_384, 32_768
+"""What llama.cpp is made for here when nobody says: a context, and tokens of memory for all sequences."""
+
+
+def llama_slots(spec: EngineSpec, kind: str) -> int:
+    return (spec.max_num_seqs or (8 if kind == "cpu" else 16)) + 2
+
+
+def simple_spec(facts: ModelFacts, spec: EngineSpec, only_singles: bool) -> EngineSpec:
+    """As transformers takes the number format: the model's own, where vLLM would halve it, and float32 on a
+    CPU that is slow at anything else."""
+    if spec.engine != "transformers" or spec.dtype != "auto":
+        return spec
+    own = facts.dtype if facts.dtype in _DTYPE_BYTES else "bfloat16"
+    return replace(spec, dtype="float32" if only_singles else own)
+
+
 def simple_overhead(engine: EngineName) -> tuple[Part, ...]:
     if engine == "llamacpp":
-        return (Part("Engine", GIB // 4, "llama.cpp's compute buffers, a rule of thumb."),)
-    return (Part("Engine", int(1.5 * GIB), "PyTorch, transformers and activations, a rule of thumb."),)
+        return (Part("Engine", GIB, "Kept free for llama.cpp's buffers."),)
+    return (Part("Engine", GIB, "PyTorch, transformers and activations, a rule of thumb."),)
 
 
 _GRAPH_BYTES = 3 * GIB // 10
@@ -148,3 +165,10 @@ def _lora(facts: ModelFacts, spec: EngineSpec) -> int:
     sides = 4 * hidden + 2 * heads + 2 * facts.kv_heads * facts.head_dim
     sides += 3 * (hidden + facts.intermediate_size)
     return 2 * (spec.max_loras or 4) * (spec.max_lora_rank or 16) * facts.layers * sides
+
+
+def size_text(size_bytes: float) -> str:
+    """Binary units, as memory is sold: "5.8 GiB"."""
+    if size_bytes >= 100 * GIB:
+        return f"{size_bytes / GIB:,.0f} GiB"
+    return f"{size_bytes / GIB:.1f} GiB" if size_bytes >= GIB else f"{size_bytes / (1 << 20):,.0f} MiB"
