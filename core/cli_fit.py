@@ -111,6 +111,7 @@ def _device(memory: str, gpus: int) -> Device:
 
 
 def _lines(known: ModelFacts, estimate: Fit, options: tuple[fit.Option, ...]) -> list[str]:
+    memory = fit_sizes.size_text(estimate.device.memory_bytes)
     parameters = f", {known.parameters / 1e9:,.2f} billion parameters" if known.parameters else ""
     rows = [
         ("weights", fit_sizes.size_text(estimate.weights_bytes), ""),
@@ -135,7 +136,7 @@ def _lines(known: ModelFacts, estimate: Fit, options: tuple[fit.Option, ...]) ->
         rows = [row for row in rows if row[0] not in ("KV cache", "longest context", "at full length")]
     return [
         f"{known.architecture}{parameters}, {known.quantization or known.dtype}",
-        f"on {estimate.device.name}, {fit_sizes.size_text(estimate.device.memory_bytes)}, {estimate.spec.engine}",
+        f"on {estimate.device.name}, {memory}, {estimate.spec.engine}",
         f"{estimate.verdict}: {estimate.advice}",
         *(f"  {name:<16}{figure:>10}  {words}".rstrip() for name, figure, words in rows),
         *estimate.notes,
