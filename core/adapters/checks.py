@@ -121,11 +121,12 @@ def same_model(one: str, other: str) -> bool:
     >>> same_model("HuggingFaceTB/SmolLM2-135M-Instruct", "/data/smollm2-135m-instruct/")
     True
     """
-    return bool(_last(one)) and _last(one) == _last(other)
+    return bool(own_name(one)) and own_name(one).casefold() == own_name(other).casefold()
 
 
-def _last(name: str) -> str:
-    return name.replace("\\", "/").rstrip("/").rpartition("/")[2].casefold()
+def own_name(name: str) -> str:
+    """A model's name without owner or folders: the last part of an id or a path."""
+    return name.replace("\\", "/").rstrip("/").rpartition("/")[2]
 
 
 def _misfit(facts: AdapterFacts, adapter: str, base: str, what: str) -> ModelError:

@@ -194,12 +194,15 @@ def is_base(name: str | None) -> bool:
 
 
 def find_base(name: str, settings: Settings) -> Path | None:
-    """The folder of a model that is on this machine, by its name, hub id or folder. None: it isn't here."""
+    """The folder of a model that is on this machine, by its name, hub id or folder. None: it isn't here.
+
+    An id whose model is here under its own name alone, or a folder of another machine, is found as well.
+    """
     if not name:
         return None
-    found = locate.find(name, settings)
-    if found is None and checks.same_model(name, embedded.EMBEDDED_MODEL):
-        found = locate.find("embedded", settings)
+    if checks.same_model(name, embedded.EMBEDDED_MODEL):
+        name = "embedded"
+    found = locate.find(name, settings) or locate.find(checks.own_name(name), settings)
     return found.path if found is not None and (found.path / "config.json").is_file() else None
 
 

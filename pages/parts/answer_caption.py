@@ -33,7 +33,7 @@ def answer_error(state: str, details: Mapping[str, Any]) -> None:
 def figures_of(state: str, details: Mapping[str, Any]) -> str:
     """One line of Markdown: TTFT, speed, tokens, why it ended, what did not fit; "" if there is nothing."""
     tokens = details.get("output_tokens") or 0
-    words = []
+    words = [f"adapter {plain_text(details['adapter'])}"] if details.get("adapter") else []
     if details.get("ttft_s") is not None:
         words += [
             f"TTFT {duration(details['ttft_s'])}",

@@ -10,6 +10,7 @@ from core import tables
 from core.run_spec import EvaluationSpec, Instructions, OutputSpec, OverflowSpec, PlanSpec
 from core.runs import Run
 from core.sampling import PARAMETERS
+from pages.parts.adapter_picker import adapter_names, adapter_picker
 from pages.parts.structured_form import structured_form
 
 _OVERFLOWS = {
@@ -31,6 +32,7 @@ def answer_form(
     _seed(key, initial)
     asked: dict[str, Any] = {}
     params: dict[str, Any] = {}
+    asked |= _adapters(key, names, initial)
     structure = initial.params.get("structured_outputs")
     with st.expander("Shape of the answers", expanded=st.session_state[f"{key}:shaped"]):
         asked["answer_column"] = st.text_input(
@@ -93,6 +95,27 @@ def _seed(key: str, initial: Instructions) -> None:
     state[f"{key}:prompt-tokens"] = initial.overflow.prompt_tokens
     state[f"{key}:reorder"] = initial.plan.reorder
     state[f"{key}:dedupe"] = initial.plan.dedupe
+
+
+def _adapters(key: str, names: list[str], initial: Instructions) -> dict[str, Any]:
+    """Which LoRA adapter answers, where there is one: for all rows, or by a column."""
+    if not adapter_names() and initial.adapter is None and initial.adapter_column is None:
+        return {}
+    left, right = st.columns(2)
+    with left:
+        adapter = adapter_picker(f"{key}:adapter", initial.adapter)
+    name = f"{key}:adapter-column"
+    now = st.session_state.get(name, initial.adapter_column if initial.adapter_column in names else None)
+    column = right.selectbox(
+        "Column with each row's adapter",
+        names,
+        index=None if now is None else names.index(now),
+        key=name,
+        placeholder="None",
+        help="Where its cell is empty, the adapter beside this answers; base stands for the model itself.",
+        persist_state="session",
+    )
+    return {"adapter": adapter, "adapter_column": column}
 
 
 def _several(key: str) -> tuple[int, Any]:

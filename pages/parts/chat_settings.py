@@ -13,6 +13,7 @@ from core import prompt_styles, reasoning
 from core.conversations import ChatOptions, Conversation
 from core.types import EngineInfo, Message
 from pages.parts import chat_styles, conversations, session
+from pages.parts.adapter_picker import adapter_picker
 from pages.parts.markdown import plain_text
 from pages.parts.sampling_form import sampling_form
 
@@ -53,6 +54,7 @@ def chat_settings(conversation: Conversation | None) -> ChatSettings:
         prompt, sampling, answers = st.tabs(["Prompt", "Sampling", "Answers"])
         with prompt:
             style = _style(key, before, info)
+            adapter = adapter_picker(f"{key}:adapter", before.adapter)
             system = _system(key, conversation)
             template_options = _template_options(key, before, style)
         with sampling:
@@ -66,7 +68,12 @@ def chat_settings(conversation: Conversation | None) -> ChatSettings:
             top_logprobs = _token_view(key, before, info)
             parser = _reasoning(key, before)
     options = ChatOptions(
-        style=style, template_options=template_options, top_logprobs=top_logprobs, n=n, reasoning=parser
+        style=style,
+        template_options=template_options,
+        top_logprobs=top_logprobs,
+        n=n,
+        reasoning=parser,
+        adapter=adapter,
     )
     settings = ChatSettings(system, params, options)
     if conversation:

@@ -7,10 +7,12 @@ from typing import Any
 import streamlit as st
 
 from core import sampling
+from core.adapters.registry import BASE
 from core.comparing.spec import SetSpec, grid
 from core.errors import ParameterError
 from pages.parts import compare_draft as draft
 from pages.parts import session
+from pages.parts.adapter_picker import adapters_or_base, why_no_adapters
 from pages.parts.markdown import plain_text
 from pages.parts.sampling_form import PARAMETERS, sampling_form
 
@@ -61,8 +63,9 @@ def _axis(key: str, number: int) -> tuple[str | None, list[Any]]:
     first, words = _FIRST[number] if number < len(_FIRST) else (None, "")
     name = f"{key}:axis:{number}"
     with st.container(horizontal=True, vertical_alignment="bottom"):
+        names = axis_names()
         axis = st.selectbox(
-            "Vary", _NAMES, _NAMES.index(first) if first else None, format_func=_title, key=name, width=210,
+            "Vary", names, names.index(first) if first else None, format_func=_title, key=name, width=210,
             placeholder="Choose what varies", persist_state="session",
         )  # fmt: skip
         given = _values(name, axis, words if axis == first else _SUGGESTED.get(axis, ""))
@@ -74,6 +77,11 @@ def _axis(key: str, number: int) -> tuple[str | None, list[Any]]:
     return axis, given
 
 
+def axis_names() -> tuple[str, ...]:
+    """What may vary; an adapter only where there is one."""
+    return (*_NAMES, "adapter") if session.adapters().list() else _NAMES
+
+
 def _title(name: str) -> str:
     return _TEXTS.get(name, name)
 
@@ -81,6 +89,15 @@ def _title(name: str) -> str:
 def _values(name: str, axis: str | None, words: str) -> list[Any]:
     if axis is None:
         return []
+    if axis == "adapter":
+        names = adapters_or_base()
+        chosen = st.multiselect(
+            "Values", names, names[:4], format_func=_adapter_title, key=f"{name}:values:{axis}",
+            persist_state="session",
+        )  # fmt: skip
+        if why_not := why_no_adapters():
+            st.caption(plain_text(why_not))
+        return chosen
     if axis in _TEXTS:
         entered = st.text_area(
             "Values", "{{ prompt }}" if axis == "template" else "", key=f"{name}:values:{axis}", height=120,
@@ -97,6 +114,10 @@ def _values(name: str, axis: str | None, words: str) -> list[Any]:
         persist_state="session",
     )  # fmt: skip
     return [part.strip() for part in entered.replace("，", ",").split(",") if part.strip()]
+
+
+def _adapter_title(name: str) -> str:
+    return "the model itself" if name == BASE else name
 
 
 def texts(entered: str) -> list[str]:

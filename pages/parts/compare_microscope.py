@@ -50,6 +50,7 @@ def draw(view: ComparisonView) -> None:
         style=one.style,
         wrapper=wrapper,
         options=one.template_options,
+        adapter=one.adapter,
     )
     if chosen is not None:
         _add_set(view, place, chosen)

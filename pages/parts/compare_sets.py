@@ -13,6 +13,7 @@ from core.comparing.spec import ComparisonSpec, SetSpec
 from core.prompt_styles import CHAT, COMPLETION
 from pages.parts import compare_draft as draft
 from pages.parts import compare_grid, session
+from pages.parts.adapter_picker import adapter_picker
 from pages.parts.charts import short_value
 from pages.parts.sampling_form import sampling_form
 
@@ -136,6 +137,7 @@ def _own_prompt(name: str, first: SetSpec, values: Sequence[str]) -> dict[str, A
             "Prompt style", styles, format_func=style_title, key=f"{name}:style", help=_STYLE_HELP,
             index=styles.index(first.style) if first.style in styles else 0, persist_state="session",
         )  # fmt: skip
+        adapter = adapter_picker(f"{name}:adapter", first.adapter)
         own_system = st.toggle(
             "Own system prompt", first.system is not None, key=f"{name}:own-system", persist_state="session"
         )
@@ -155,7 +157,7 @@ def _own_prompt(name: str, first: SetSpec, values: Sequence[str]) -> dict[str, A
                 label_visibility="collapsed",
             )  # fmt: skip
             st.caption(template_words(values))
-    return {"style": style or CHAT, "system": system, "template": template}
+    return {"style": style or CHAT, "system": system, "template": template, "adapter": adapter}
 
 
 def style_names() -> list[str]:
@@ -204,7 +206,12 @@ def _value(one: SetSpec, name: str) -> Any:
 
 def _prompt_words(one: SetSpec, sets: Sequence[SetSpec]) -> Mapping[str, bool]:
     return {
+        _adapter_words(one): len({other.adapter for other in sets}) > 1,
         one.style: len({other.style for other in sets}) > 1,
         "own system prompt": one.system is not None and len({other.system for other in sets}) > 1,
         "own template": one.template is not None and len({other.template for other in sets}) > 1,
     }
+
+
+def _adapter_words(one: SetSpec) -> str:
+    return "no adapter" if one.adapter is None else f"adapter {one.adapter}"

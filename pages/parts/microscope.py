@@ -22,7 +22,7 @@ from core import microscope as maths
 from core.engines.base import Engine
 from core.errors import WorkbenchError
 from core.prompt_styles import CHAT, Wrapper
-from core.types import Message, Priority, Request, TokenLogprob
+from core.types import LoraAdapter, Message, Priority, Request, TokenLogprob
 from pages.parts import session
 from pages.parts.markdown import plain_text
 from pages.parts.microscope_chart import bars, percent, visible
@@ -70,13 +70,15 @@ def microscope(
     style: str = CHAT,
     wrapper: Wrapper | None = None,
     options: Mapping[str, Any] | None = None,
+    adapter: str | None = None,
 ) -> dict[str, Any] | None:
     """Draw the microscope; gives parameters once, after "Use these values" was pressed, otherwise None.
 
     `prompt`: messages, made a prompt by `style`, `wrapper` and `options` as `chat_templates.fit` does,
     or a text that is taken as it is. `answer`: tokens as the engine gave them, or a text, which is cut
     into tokens anew. `params`: where the sliders start; what has no slider acts, and is given back, as
-    it is. `key` stands for all of it: give another one for another set or answer.
+    it is. `adapter` names the LoRA adapter whose distribution it is. `key` stands for all of it: give
+    another one for another set or answer.
     """
     try:
         engine = session.runtime().engine
@@ -86,7 +88,7 @@ def microscope(
         start = dict(params or {})
         prompt_ids = _prompt_ids(engine, prompt, start, style, wrapper, options)
         place = _choose_place(key, engine, prompt_ids, _answer_ids(engine, answer))
-        read = _read(key, engine, place)
+        read = _read(engine, place, session.adapters().lora(adapter))
     except WorkbenchError as error:
         st.info(plain_text(str(error)))
         return None
@@ -147,14 +149,14 @@ def _choose_place(key: str, engine: Engine, prompt_ids: tuple[int, ...], answer:
 # -- what the model says there ------------------------------------------------------
 
 
-def _read(key: str, engine: Engine, place: _Place) -> _Distribution | None:
+def _read(engine: Engine, place: _Place, adapter: LoraAdapter | None) -> _Distribution | None:
     """The distribution at this place, asked for once; None while it is on its way."""
     info = engine.info
     kept: dict[Any, Any] = st.session_state.setdefault("microscope:read", {})
-    name = (info.model, info.revision, info.dtype, place.prompt_ids + place.output_ids)
+    name = (info.model, info.revision, info.dtype, adapter, place.prompt_ids + place.output_ids)
     future = kept.pop(name, None)
     if future is None or future.cancelled():
-        future = session.runtime().spawn(_ask(engine, list(name[-1])))
+        future = session.runtime().spawn(_ask(engine, list(name[-1]), adapter))
     if not future.done():
         with st.spinner("Asking the model…"):
             concurrent.futures.wait([future], _PATIENCE_S)
@@ -169,8 +171,10 @@ def _read(key: str, engine: Engine, place: _Place) -> _Distribution | None:
     return future.result()
 
 
-async def _ask(engine: Engine, token_ids: list[int]) -> _Distribution:
-    request = Request(id=f"microscope-{uuid.uuid4().hex}", prompt=token_ids, priority=Priority.COMPARE)
+async def _ask(engine: Engine, token_ids: list[int], adapter: LoraAdapter | None) -> _Distribution:
+    request = Request(
+        id=f"microscope-{uuid.uuid4().hex}", prompt=token_ids, priority=Priority.COMPARE, adapter=adapter
+    )
     logprobs = await engine.next_logprobs(request)
     # up to half a second for a large vocabulary: not on the loop that serves everybody
     return _Distribution(logprobs, await asyncio.to_thread(maths.logits_of, logprobs, engine.info.dtype))
