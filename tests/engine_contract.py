@@ -10,11 +10,12 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable, Coroutine, Iterator
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import psutil
 import pytest
+from vllm_server import vllm_server
 
 from core.engines.base import Engine
 from core.runtime import Runtime
@@ -85,10 +86,27 @@ def transformers(request: pytest.FixtureRequest) -> AbstractContextManager[Subje
     return loaded(request, spec, may_die=True)
 
 
+def llamacpp(request: pytest.FixtureRequest) -> AbstractContextManager[Subject]:
+    pytest.importorskip("llama_cpp", reason="llama.cpp is not installed: make llamacpp")
+    spec = EngineSpec(engine="llamacpp", max_num_seqs=6, max_model_len=1024)
+    return loaded(request, spec, may_die=True)
+
+
+@contextlib.contextmanager
+def openai(request: pytest.FixtureRequest) -> Iterator[Subject]:
+    """vLLM's own server, over the engine that all tests share. It dies alone."""
+    with vllm_server(request.getfixturevalue("engine_runtime")) as served:
+        spec = EngineSpec(engine="openai", model=served.model, base_url=served.base_url, max_model_len=1024)
+        with loaded(request, spec) as subject:
+            yield replace(subject, kill=served.stop)
+
+
 ENGINES: dict[str, Open] = {
     "scripted": scripted,
     "vllm": vllm,
     "transformers": transformers,
+    "openai": openai,
+    "llamacpp": llamacpp,
 }
 REAL = frozenset({"vllm", "transformers", "openai", "llamacpp"})
 """Those with a model behind them: they are marked as engine tests."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,11 +13,15 @@ from core.runtime import Runtime
 
 @dataclass(frozen=True, slots=True)
 class Served:
-    """`model` is the name that the server gives it; `requests` counts what the engine works on now."""
+    """`model` is the name that the server gives it; `requests` counts what the engine works on now.
+
+    `stop` ends the server, which cuts off what it answers.
+    """
 
     base_url: str
     model: str
     engine: Any
+    stop: Callable[[], None]
 
     @property
     def requests(self) -> int:
@@ -29,11 +33,15 @@ def vllm_server(runtime: Runtime, *, name: str = "served", port: int = 0) -> Ite
     """The server, on the runtime's own loop, as `vllm serve` would have it."""
     engine = runtime.engine._engine
     server, task, listening = runtime.run(_start(engine, runtime.engine.spec.model, name, port))
-    try:
-        yield Served(f"http://127.0.0.1:{listening}/v1", name, engine)
-    finally:
+
+    def stop() -> None:
         server.should_exit = True
         runtime.run(_ended(task))
+
+    try:
+        yield Served(f"http://127.0.0.1:{listening}/v1", name, engine, stop)
+    finally:
+        stop()
 
 
 async def _ended(task: asyncio.Task[None]) -> None:
@@ -64,9 +72,7 @@ async def _start(engine: Any, model: str, name: str, port: int) -> tuple[Any, as
     except BaseException:
         socket.close()
         raise
-    server = Server(
-        uvicorn.Config(app, log_level="warning", access_log=False, timeout_graceful_shutdown=5)
-    )
+    server = Server(uvicorn.Config(app, log_level="warning", access_log=False, timeout_graceful_shutdown=1))
     app.state.server = server
     task = asyncio.create_task(server.serve(sockets=[socket]))
     while not server.started:

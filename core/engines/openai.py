@@ -25,7 +25,7 @@ from core.engines.engine_log import EngineLog
 from core.engines.guard import Guard
 from core.engines.openai_client import Broken, Refused, Server
 from core.engines.openai_info import describe, find_model, keep, known, known_path
-from core.engines.openai_params import Capabilities, Reader, body, together
+from core.engines.openai_params import Capabilities, Reader, Several, body, together
 from core.engines.openai_probe import find_out
 from core.engines.openai_scoring import scores
 from core.engines.openai_tokens import Tokens
@@ -143,8 +143,6 @@ class OpenAIEngine:
         samples = request.params.get("n", 1)
         if samples > 1 and not self._can.is_vllm:
             return await self._separately(request, samples)
-        if samples > 1:
-            return await self._whole(request)
         for tries_left in reversed(range(_BROKEN_TRIES)):
             try:
                 async with contextlib.aclosing(self._answer(request, stream_interval=_WHOLE)) as items:
@@ -165,7 +163,8 @@ class OpenAIEngine:
             asked["stream_options"] = {"include_usage": True}
         if stream_interval is not None and self._can.is_vllm:
             asked["stream_interval"] = stream_interval
-        reader = Reader(_wanted(request), sent)
+        samples, wanted = request.params.get("n", 1), _wanted(request)
+        reader = Reader(wanted, sent) if samples == 1 else Several(samples, wanted, sent)
         with self._counted():
             try:
                 stream = self._server.stream(path, asked)
@@ -207,20 +206,6 @@ class OpenAIEngine:
         """Never for plain text: OpenAI's own completions end after 16 tokens where nothing is said."""
         is_chat = isinstance(request.prompt, ChatPrompt)
         return is_chat and error.status == 400 and _ABOUT_LENGTH.search(error.message) is not None
-
-    async def _whole(self, request: Request) -> Completion:
-        """All samples of a request, in one piece."""
-        sent = time.monotonic()
-        path, asked = await self._asked(request)
-        with self._counted():
-            try:
-                reply = await self._server.post(path, asked)
-            except EngineDied as error:
-                raise self._lose(error) from error
-        completion = Reader(_wanted(request), sent).whole(reply, time.monotonic())
-        self._output_tokens += completion.output_tokens
-        self._count(completion)
-        return completion
 
     async def _separately(self, request: Request, samples: int) -> Completion:
         """A request for each: servers other than vLLM count all their tokens together, or know no n."""
@@ -321,6 +306,9 @@ class OpenAIEngine:
         if not isinstance(prompt, ChatPrompt | str):
             self._its_tokens()
             room = self._room(len(prompt))
+        elif self._tokens is not None and self.spec.max_model_len is not None:
+            # the server doesn't know of this limit, which may be less than its own
+            room = self._room(len(await asyncio.to_thread(self._prompt_ids, prompt)))
         request = dataclasses.replace(request, prompt=prompt)
         return body(request, self.info.model, self._can, room)
 

@@ -141,7 +141,9 @@ class Server:
         """Whether the server answers at all; callers at the same time share one look."""
         if self._looking is None or self._looking.done():
             self._looking = asyncio.create_task(self._look())
-        return await asyncio.shield(self._looking)
+        looking = self._looking
+        await asyncio.wait({looking})  # it is nobody's own: to leave it doesn't end it, nor does its end
+        return not looking.cancelled() and looking.result()
 
     async def _look(self) -> bool:
         for wait_s in (0.0, 0.5):

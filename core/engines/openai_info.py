@@ -13,7 +13,7 @@ from pydantic import TypeAdapter, ValidationError
 from core.endpoints import DEFAULT_SLOTS, RemoteModel
 from core.engines.base import Report
 from core.engines.openai_client import Refused, Server
-from core.engines.openai_params import Capabilities
+from core.engines.openai_params import REASONS, Capabilities
 from core.errors import EngineDied, EngineLoadError
 from core.settings import Settings
 from core.types import EngineInfo, EngineSpec, Feature
@@ -93,9 +93,9 @@ def describe(
     slots = spec.max_num_seqs or DEFAULT_SLOTS
     cannot_params = dict(can.refused)
     if not can.logprobs:
-        cannot_params["logprobs"] = "This server gives no probabilities of tokens."
+        cannot_params["logprobs"] = REASONS["top_logprobs"]
     if not can.structures:
-        cannot_params["structured_outputs"] = "This server holds answers to no structure."
+        cannot_params["structured_outputs"] = REASONS["structured_outputs"]
     return EngineInfo(
         model=model.name,
         revision=None,
@@ -121,21 +121,12 @@ def describe(
 
 
 def _cannot(can: Capabilities) -> dict[Feature, str]:
-    cannot: dict[Feature, str] = {
-        "beam_search": "Beam search is not asked of a server.",
-        "distribution": "A server gives the probabilities of a few tokens, not of all.",
-        "adapters": "A server's LoRA adapters are models of their own: load one by its name.",
+    able: dict[Feature, bool] = {
+        "tokens": can.tokens,
+        "chat_options": can.is_vllm,
+        "completion": can.completion,
+        "structured_outputs": bool(can.structures),
+        "score": can.scores,
+        "top_logprobs": can.logprobs,
     }
-    if not can.scores:
-        cannot["score"] = "This server gives no probabilities of given answers."
-    if not can.tokens:
-        cannot["tokens"] = "This server tells nobody how it cuts text into tokens."
-    if not can.is_vllm:
-        cannot["chat_options"] = "This server takes no further variables of a chat template."
-    if not can.completion:
-        cannot["completion"] = "This server takes chats only, no plain text."
-    if not can.structures:
-        cannot["structured_outputs"] = "This server holds answers to no structure."
-    if not can.logprobs:
-        cannot["top_logprobs"] = "This server gives no probabilities of tokens."
-    return cannot
+    return {feature: reason for feature, reason in REASONS.items() if not able.get(feature)}

@@ -9,7 +9,17 @@ from typing import Any
 
 from core import sampling
 from core.errors import RequestRejected
-from core.types import ChatPrompt, Completion, Delta, FinishReason, Request, Sample, Timing, TokenLogprob
+from core.types import (
+    ChatPrompt,
+    Completion,
+    Delta,
+    Feature,
+    FinishReason,
+    Request,
+    Sample,
+    Timing,
+    TokenLogprob,
+)
 
 UNKNOWN_TOKEN = -1
 """The id of a token whose text alone the server gives."""
@@ -23,6 +33,20 @@ VLLM_ONLY = (
     "allowed_token_ids",
 )  # fmt: skip
 """What vLLM's servers take beside that, under our names."""
+REASONS: Mapping[Feature, str] = {
+    "tokens": "This server tells nobody how it cuts text into tokens.",
+    "chat_options": "This server takes no further variables of a chat template.",
+    "completion": "This server takes chats only, no plain text.",
+    "structured_outputs": "This server holds answers to no structure.",
+    "score": "This server gives no probabilities of given answers.",
+    "beam_search": "Beam search is not asked of a server.",
+    "top_logprobs": "This server gives no probabilities of tokens.",
+    "distribution": "A server gives the probabilities of a few tokens, not of all.",
+    "adapters": "A server's LoRA adapters are models of their own: load one by its name.",
+}
+"""Why servers can't, those that can't."""
+_TOP_LEVEL = ("add_generation_prompt", "continue_final_message")
+_NO_OPTIONS = frozenset({"messages", "conversation", "chat_template", "tokenize", "return_dict"})
 _ENDS: Mapping[str, FinishReason] = {
     "length": "length", "max_tokens": "length", "abort": "abort", "stop": "stop", "tool_calls": "stop",
     "function_call": "stop", "eos": "stop", "repetition": "stop",
@@ -81,18 +105,18 @@ def body(request: Request, model: str, can: Capabilities, room: int | None) -> t
         path = "/chat/completions"
         values["messages"] = [message.as_dict() for message in prompt.messages]
         if prompt.options:
-            _need(can.is_vllm, "takes no further variables of a chat template")
-            values["chat_template_kwargs"] = dict(prompt.options)
+            _need(can.is_vllm, "chat_options")
+            values |= template_options(prompt.options)
         if wanted is not None:
             values |= {"logprobs": True, "top_logprobs": wanted}
     else:
         path = "/completions"
-        _need(can.completion, "takes chats only, no plain text")
+        _need(can.completion, "completion")
         values["prompt"] = prompt if isinstance(prompt, str) else list(prompt)
         if wanted is not None:
             values["logprobs"] = wanted
     if wanted is not None:
-        _need(can.logprobs, "gives no probabilities of tokens")
+        _need(can.logprobs, "top_logprobs")
     values[can.max_tokens if is_chat else "max_tokens"] = most if room is None else max(1, min(most, room))
     if can.is_vllm:
         values["return_token_ids"] = True
@@ -124,7 +148,13 @@ def is_at_rest(name: str, value: Any) -> bool:
 
 def _structured(structure: Mapping[str, Any], can: Capabilities) -> dict[str, Any]:
     ((kind, value),) = structure.items()
-    _need(kind in can.structures, f"can't hold an answer to a {kind}")
+    _need(bool(can.structures), "structured_outputs")
+    if kind not in can.structures:
+        known = ", ".join(can.structures)
+        raise RequestRejected(
+            f"This server can't hold an answer to a {kind}, only to: {known}.",
+            hint="Write it as one of these.",
+        )
     if not can.schema_in_response_format:
         return {"structured_outputs": {kind: value}}
     if kind == "json_object":
@@ -133,16 +163,27 @@ def _structured(structure: Mapping[str, Any], can: Capabilities) -> dict[str, An
     return {"response_format": {"type": "json_schema", "json_schema": shape}}
 
 
-def _need(can: bool, otherwise: str) -> None:
+def template_options(options: Mapping[str, Any]) -> dict[str, Any]:
+    """Variables of a chat template as vLLM takes them. Raises RequestRejected for what is none."""
+    if wrong := sorted(_NO_OPTIONS.intersection(options)):
+        raise RequestRejected(
+            f"{wrong[0]!r} is no option of a chat template.", hint="Give variables that the template reads."
+        )
+    kwargs = {name: value for name, value in options.items() if name not in _TOP_LEVEL}
+    top = {name: value for name, value in options.items() if name in _TOP_LEVEL}
+    return {**top, **({"chat_template_kwargs": kwargs} if kwargs else {})}
+
+
+def _need(can: bool, feature: Feature) -> None:
     if not can:
-        raise RequestRejected(f"This server {otherwise}.", hint="Use another engine for that.")
+        raise RequestRejected(REASONS[feature], hint="Use another engine for that.")
 
 
 # -- what comes back ----------------------------------------------------------------
 
 
 class Reader:
-    """Gathers one answer from the chunks of a stream, or from a reply in one piece."""
+    """Gathers one answer from the chunks of a stream."""
 
     def __init__(self, wanted: int | None, sent_s: float) -> None:
         self._wanted = wanted
@@ -155,7 +196,6 @@ class Reader:
         self._usage: Mapping[str, Any] = {}
         self._logprobs: list[TokenLogprob] = []
         self._inside = False
-        self.added_tokens = 0
 
     def add(self, chunk: Mapping[str, Any], at_s: float) -> Delta | None:
         """What the chunk adds to the answer; None where that is nothing."""
@@ -196,65 +236,68 @@ class Reader:
 
     def end(self) -> Completion:
         """The whole answer. Raises RequestRejected where the server never said that it ended."""
-        return self._completion("".join(self._texts), self._tokens, tuple(self._logprobs))
-
-    def whole(self, reply: Mapping[str, Any], at_s: float) -> Completion:
-        """The answer of a reply that came in one piece, with all its samples."""
-        samples = []
-        for place, choice in enumerate(_choices(reply)):
-            reader = Reader(self._wanted, self._sent_s)
-            reader.add({**reply, "choices": [choice]}, at_s)
-            one = reader.end()
-            if place == 0:
-                first = one
-            ids = _token_ids(choice)
-            tokens = len(ids) if ids else one.output_tokens
-            samples.append(Sample(text=one.text, finish_reason=one.finish_reason, output_tokens=tokens,
-                                  cumulative_logprob=one.cumulative_logprob))  # fmt: skip
-        if not samples:
-            raise RequestRejected("The server gave no answer.", hint="Try again.")
-        timing = Timing(self._sent_s, None, at_s)  # nobody saw the first token come
-        several = len(samples) > 1
-        return Completion(
-            text=first.text,
-            finish_reason=first.finish_reason,
-            prompt_tokens=first.prompt_tokens,
-            output_tokens=first.output_tokens if not several else sum(one.output_tokens for one in samples),
-            timing=timing,
-            cached_tokens=first.cached_tokens,
-            cumulative_logprob=first.cumulative_logprob,
-            samples=tuple(samples) if several else (),
-            logprobs=first.logprobs,
-        )
-
-    def _completion(self, text: str, counted: int, logprobs: tuple[TokenLogprob, ...]) -> Completion:
+        text, logprobs = "".join(self._texts), tuple(self._logprobs)
         if self._ending is None:
             raise RequestRejected("The server's answer ended in the middle.", hint="Try again.")
         if self._ending in ("content_filter", "error"):
             raise RequestRejected(
                 f"The server ended this answer: {self._ending}.", hint="Change the prompt, or try again."
             )
-        details = self._usage.get("prompt_tokens_details")
-        return Completion(
+        completion = Completion(
             text=text + (_CLOSES if self._inside else ""),
             finish_reason=_ENDS.get(self._ending, "stop"),
-            prompt_tokens=_count(self._usage, "prompt_tokens") or 0,
-            output_tokens=counted if (said := _count(self._usage, "completion_tokens")) is None else said,
+            prompt_tokens=0,
+            output_tokens=self._tokens
+            if (said := _count(self._usage, "completion_tokens")) is None
+            else said,
             timing=Timing(self._sent_s, self._first_s, self._last_s),
-            cached_tokens=_count(details, "cached_tokens") if isinstance(details, dict) else None,
             cumulative_logprob=math.fsum(one.logprob for one in logprobs) if logprobs else None,
             logprobs=logprobs,
         )
+        return self.counted(completion)
+
+    def counted(self, completion: Completion) -> Completion:
+        """With the prompt's tokens as the server counted them."""
+        details = self._usage.get("prompt_tokens_details")
+        return replace(
+            completion,
+            prompt_tokens=_count(self._usage, "prompt_tokens") or 0,
+            cached_tokens=_count(details, "cached_tokens") if isinstance(details, dict) else None,
+        )
+
+
+class Several:
+    """Gathers all `n` answers to one request, each with its own token ids (vLLM's)."""
+
+    def __init__(self, n: int, wanted: int | None, sent_s: float) -> None:
+        self._readers = [Reader(wanted, sent_s) for _ in range(n)]
+        self._whole = Reader(wanted, sent_s)
+
+    def add(self, chunk: Mapping[str, Any], at_s: float) -> Delta | None:
+        """How many tokens the chunk adds to all answers; their texts are told at the end."""
+        self._whole.add({"usage": chunk.get("usage")}, at_s)
+        tokens = 0
+        for choice in _choices(chunk):
+            place = choice.get("index")
+            if type(place) is int and 0 <= place < len(self._readers):
+                delta = self._readers[place].add({"choices": [choice]}, at_s)
+                tokens += delta.tokens if delta else 0
+        return Delta("", tokens, at_s) if tokens else None
+
+    def end(self) -> Completion:
+        """The answers as the samples of one. Raises as `Reader.end`."""
+        return self._whole.counted(together([reader.end() for reader in self._readers]))
 
 
 def together(parts: Sequence[Completion]) -> Completion:
     """Answers to the same prompt as the samples of one."""
     first = parts[0]
-    last_s = max((one.timing.last_token_s for one in parts if one.timing.last_token_s), default=None)
+    firsts = [one.timing.first_token_s for one in parts if one.timing.first_token_s is not None]
+    lasts = [one.timing.last_token_s for one in parts if one.timing.last_token_s is not None]
     return replace(
         first,
         output_tokens=sum(one.output_tokens for one in parts),
-        timing=replace(first.timing, last_token_s=last_s),
+        timing=Timing(first.timing.sent_s, min(firsts, default=None), max(lasts, default=None)),
         samples=tuple(
             Sample(
                 text=one.text,

@@ -16,6 +16,7 @@ from typing import Any, TypeVar
 
 import httpx2
 
+from core.engines.openai_params import template_options
 from core.errors import EngineDied, EngineError, RequestRejected, TemplateError
 from core.types import Message, TokenPiece
 
@@ -88,10 +89,9 @@ class Tokens:
         """The server makes tokens of a chat, not text: the text is read back from them, and they are kept."""
 
         def one(chat: Sequence[Message]) -> str:
-            asked = {"messages": [message.as_dict() for message in chat]}
-            if options:
-                asked["chat_template_kwargs"] = dict(options)
+            asked: dict[str, Any] = {"messages": [message.as_dict() for message in chat]}
             try:
+                asked |= template_options(options or {})
                 ids = self._tokenize(asked)
             except RequestRejected as error:
                 raise TemplateError(error.message, hint=error.hint) from error

@@ -10,6 +10,7 @@ from core.chat import prompt_messages
 from core.conversations import Conversation, StoredMessage
 from core.errors import WorkbenchError
 from core.inspector import Inspection, inspect
+from core.prompt_styles import CHAT
 from core.sampling import BY_NAME
 from core.types import Message
 from pages.parts import conversations, session
@@ -77,7 +78,11 @@ def _show(messages: Sequence[Message], settings: ChatSettings) -> None:
         st.code(seen.text, language=None, wrap_lines=True)
     with template:
         if seen.template is None:
-            st.caption("No template: the contents are all there is.")
+            hidden = options.style == CHAT and session.runtime().engine.info.has_chat_template
+            st.caption(
+                "The server keeps its template to itself." if hidden
+                else "No template: the contents are all there is."
+            )  # fmt: skip
         else:
             st.code(seen.template, language="jinja2", wrap_lines=True)
 
