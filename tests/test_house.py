@@ -25,6 +25,7 @@ HEAVY = {
         "core/adapters/merge_worker.py",
         "core/embedded.py",
         "core/engines/hf_backend.py",
+        "core/engines/hf_rows.py",
         "core/engines/hf_sampling.py",
     },
     "transformers": {

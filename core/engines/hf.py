@@ -17,7 +17,7 @@ from core.engines.tokenizer import Tokenizer, end_ids
 from core.engines.vllm_models import read_generation_config
 from core.engines.worker import Worker
 from core.engines.worker_engine import WorkerEngine
-from core.errors import EngineLoadError, ParameterError
+from core.errors import EngineLoadError
 from core.hub import permissions
 from core.models.locate import locate
 from core.settings import Settings
@@ -34,16 +34,6 @@ _CANNOT: dict[Feature, str] = {
 _CANNOT_PARAMS = {
     "spaces_between_special_tokens": "transformers' tokenizers put no spaces between control tokens.",
 }
-_NOT_TAKEN = {
-    "quantization": "weights are loaded as the model's files hold them",
-    "kv_cache_dtype": "the KV cache has the model's own type",
-    "kv_cache_memory_bytes": "the KV cache grows as it is needed",
-    "speculative_config": "there is no speculative decoding",
-    "enable_lora": "there are no adapters",
-    "tensor_parallel_size": "a model's layers are spread over the GPUs there are, one after the other",
-    "pipeline_parallel_size": "a model's layers are spread over the GPUs there are, one after the other",
-    "data_parallel_size": "there is one copy of the model",
-}
 
 
 def load(
@@ -57,10 +47,9 @@ def load(
 ) -> WorkerEngine:
     """Start a process with the model and answer one request with it. Blocks for the whole load.
 
-    Raises EngineLoadError (with the process's log), ModelError, ParameterError.
+    Raises EngineLoadError (with the process's log) and ModelError.
     """
     began = time.monotonic()
-    _refuse_settings(spec)
     log.begin()
     model = locate(spec, settings, report)
     report("Importing transformers")
@@ -112,13 +101,6 @@ def load(
         run(engine.close())
         raise
     return engine
-
-
-def _refuse_settings(spec: EngineSpec) -> None:
-    """Settings that would be ignored are refused. Raises ParameterError."""
-    for name, reason in _NOT_TAKEN.items():
-        if getattr(spec, name) not in (None, False, 1):
-            raise ParameterError(f"transformers takes no {name}: {reason}.", hint="Leave it empty.")
 
 
 def _device(kind: str) -> str:

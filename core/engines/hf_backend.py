@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 from core import machine
 from core.engines import hf_sampling, vllm_scoring
 from core.engines.base import Report
+from core.engines.hf_rows import Rows
 from core.engines.hf_sampling import Chooser
 from core.engines.tokenizer import Tokenizer
 from core.engines.worker_text import Key, Token, Work
@@ -97,46 +98,6 @@ def _dtype(asked: str, device: str, folder: str, trust_remote_code: bool) -> Any
     return torch.bfloat16 if fast else torch.float32
 
 
-class _Rows:
-    """Sequences that are stepped together. `mask`: (sequences, length), 0 where there is padding."""
-
-    def __init__(self, keys: list[Key], mask: torch.Tensor, cache: Any) -> None:
-        self.keys = keys
-        self.mask = mask
-        self.cache = cache
-
-    def keep(self, rows: Sequence[int]) -> None:
-        import torch
-
-        index = torch.tensor(rows, device=self.mask.device)
-        self.keys = [self.keys[row] for row in rows]
-        self.mask = self.mask[index]
-        self.cache.batch_select_indices(index)
-        # the longest one may have gone: what is padding in all others goes with it
-        spare = int(self.mask.argmax(-1).min())
-        if spare:
-            self.mask = self.mask[:, spare:]
-            for layer in self.cache.layers:
-                layer.keys, layer.values = layer.keys[..., spare:, :], layer.values[..., spare:, :]
-
-    def join(self, other: _Rows) -> None:
-        """Take the sequences of `other` in, padded on the left to one length."""
-        import torch
-
-        width = max(self.mask.shape[1], other.mask.shape[1])
-
-        def padded(tensor: torch.Tensor, axis: int) -> torch.Tensor:
-            missing = list(tensor.shape)
-            missing[axis] = width - tensor.shape[axis]
-            return torch.cat([tensor.new_zeros(missing), tensor], axis)
-
-        self.keys += other.keys
-        self.mask = torch.cat([padded(self.mask, 1), padded(other.mask, 1)])
-        for ours, theirs in zip(self.cache.layers, other.cache.layers, strict=True):
-            ours.keys = torch.cat([padded(ours.keys, -2), padded(theirs.keys, -2)])
-            ours.values = torch.cat([padded(ours.values, -2), padded(theirs.values, -2)])
-
-
 class TransformersBackend:
     """See `core.engines.worker.Backend`."""
 
@@ -163,13 +124,16 @@ class TransformersBackend:
         self._vocabulary = model.get_output_embeddings().weight.shape[0]
         takes = inspect.signature(model.forward).parameters
         self._takes_positions = "position_ids" in takes
+        # Mamba's: its padding is of interest only while the prompt is read
+        self._cache_name = "past_key_values" if "past_key_values" in takes else "cache_params"
         self._takes_keep = "logits_to_keep" in takes
         self._can_join = _has_plain_layers(model)
         self._choosers: dict[Key, Chooser] = {}
         self._new: list[Key] = []
-        self._rows: _Rows | None = None
+        self._rows: Rows | None = None
         token_bytes = self._measure()
-        self._cache_tokens = max(context_tokens, int(_free_bytes(self._device) * _CACHE_SHARE) // token_bytes)
+        room = int(_free_bytes(self._device) * _CACHE_SHARE) // token_bytes if token_bytes else 0
+        self._cache_tokens = max(context_tokens * (1 if token_bytes else slots), room)
         self.facts: Mapping[str, Any] = {
             "device": _device_name(self._device),
             "dtype": str(model.dtype).removeprefix("torch."),
@@ -205,12 +169,12 @@ class TransformersBackend:
 
     def _forget_dropped(self) -> None:
         rows = self._rows
-        if rows is None or not self._can_join:  # there, they stay as they are until all have ended
+        if rows is None:
             return
         live = [row for row, key in enumerate(rows.keys) if key in self._choosers]
         if not live:
             self._rows = None
-        elif len(live) < len(rows.keys):
+        elif len(live) < len(rows.keys) and self._can_join:  # else they stay until all have ended
             rows.keep(live)
 
     def _go_on(self) -> Iterator[tuple[Key, Token]]:
@@ -239,7 +203,7 @@ class TransformersBackend:
         for row, prompt in enumerate(prompts):
             ids[row, longest - len(prompt) :] = torch.tensor(prompt)
             mask[row, longest - len(prompt) :] = 1
-        fresh = _Rows(list(keys), mask.to(self._device), self._cache())
+        fresh = Rows(list(keys), mask.to(self._device), self._cache())
         logits = self._forward(ids.to(self._device), fresh.mask, fresh.cache)
         if self._rows is None:
             self._rows = fresh
@@ -284,8 +248,8 @@ class TransformersBackend:
         self, ids: torch.Tensor, mask: torch.Tensor | None, cache: Any, keep: int = 1
     ) -> torch.Tensor:
         """Logits of the last place, (sequences, vocabulary), or of the last `keep`."""
-        arguments: dict[str, Any] = {"input_ids": ids, "past_key_values": cache, "use_cache": True}
-        if mask is not None:
+        arguments: dict[str, Any] = {"input_ids": ids, self._cache_name: cache, "use_cache": True}
+        if mask is not None and (self._cache_name != "cache_params" or mask.shape == ids.shape):
             arguments["attention_mask"] = mask
             if self._takes_positions:
                 positions = (mask.cumsum(-1) - 1).clamp_min(0)
@@ -302,14 +266,14 @@ class TransformersBackend:
         return DynamicCache() if self._can_join else DynamicCache(config=self._model.config)
 
     def _measure(self) -> int:
-        """Bytes of keys and values a token, from a first pass."""
+        """Bytes of keys and values a token, from a first pass; 0 where layers only keep a state."""
         import torch
 
         cache, tokens = self._cache(), 8
         with torch.inference_mode():
             self._forward(torch.zeros(1, tokens, dtype=torch.long, device=self._device), None, cache)
-        kept = [each for layer in cache.layers for each in (layer.keys, layer.values) if each is not None]
-        return max(1, sum(each.numel() * each.element_size() for each in kept) // tokens)
+        kept = [getattr(layer, name, None) for layer in cache.layers for name in ("keys", "values")]
+        return sum(each.numel() * each.element_size() for each in kept if each is not None) // tokens
 
     def score(self, prompt_ids: Sequence[int], answers: Sequence[tuple[int, ...]]) -> list[float]:
         """See `core.engines.base.Engine.score`. The prompt is read once, its answers some at a time."""
@@ -317,30 +281,38 @@ class TransformersBackend:
 
         ends = sorted(self.end_ids)
         asked = vllm_scoring.questions(answers, ends)
+        # a state can't go on with several tokens at once: there, each answer is read with its prompt
+        read = list(prompt_ids[:-1]) if self._can_join else []
+        rest = list(prompt_ids[len(read) :])
         found: dict[tuple[int, ...], dict[int, float]] = {}
         with torch.inference_mode():
             start = self._cache()
-            if len(prompt_ids) > 1:
-                self._forward(torch.tensor([prompt_ids[:-1]], device=self._device), None, start)
+            if read:
+                self._forward(torch.tensor([read], device=self._device), None, start)
             for begin in range(0, len(answers), _CHOICES_AT_ONCE):
                 some = answers[begin : begin + _CHOICES_AT_ONCE]
-                cache = copy.deepcopy(start)
-                if len(prompt_ids) > 1:
-                    cache.batch_repeat_interleave(len(some))
-                width = max(map(len, some)) + 1
-                # padding on the right: no token sees what comes after it
-                ids = [[prompt_ids[-1], *answer, *[0] * (width - 1 - len(answer))] for answer in some]
-                logits = self._forward(torch.tensor(ids, device=self._device), None, cache, keep=width)
-                if width == 1:
-                    logits = logits[:, None]
-                logprobs = logits.float().log_softmax(-1)
+                logprobs = self._after(start, rest, some, repeat=bool(read)).log_softmax(-1)
                 for row, answer in enumerate(some):
-                    for length in range(len(answer) + 1):
-                        wanted = asked.get(answer[:length], ())
-                        found[answer[:length]] = {
-                            token: logprobs[row, length, token].item() for token in wanted
+                    for place in range(len(answer) + 1):
+                        node = answer[:place]
+                        found[node] = {
+                            token: logprobs[row, place, token].item() for token in asked.get(node, ())
                         }
         return vllm_scoring.sums(answers, ends, {node: found[node] for node in asked})
+
+    def _after(
+        self, start: Any, rest: list[int], answers: Sequence[tuple[int, ...]], *, repeat: bool
+    ) -> torch.Tensor:
+        """Logits after the prompt and after each token of each answer: (answers, longest + 1, vocabulary)."""
+        import torch
+
+        cache = copy.deepcopy(start)
+        if repeat:
+            cache.batch_repeat_interleave(len(answers))
+        longest = max(map(len, answers))
+        # padding on the right: no token sees what comes after it
+        ids = [[*rest, *answer, *[0] * (longest - len(answer))] for answer in answers]
+        return self._forward(torch.tensor(ids, device=self._device), None, cache, keep=longest + 1).float()
 
     def next_logprobs(self, prompt_ids: Sequence[int]) -> np.ndarray:
         """Natural logarithms, float32, (vocabulary,)."""
