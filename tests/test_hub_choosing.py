@@ -21,7 +21,7 @@ def refused(found, **arguments):
     return {file.path: reason for file, reason in choose(found, **arguments).refused}
 
 
-def test_weights_configuration_and_tokenizer_are_taken_and_nothing_else():
+def test_weights_configuration_tokenizer_and_card_are_taken_and_nothing_else():
     found = repo(
         "README.md", "LICENSE", "config.json", "model-00001-of-00002.safetensors",
         "model.safetensors.index.json",
@@ -29,8 +29,8 @@ def test_weights_configuration_and_tokenizer_are_taken_and_nothing_else():
         "original/consolidated.00.pth", "onnx/config.json", "additional_chat_templates/tools.jinja", "a.gguf",
     )  # fmt: skip
     assert taken(found) == [
-        "config.json", "model-00001-of-00002.safetensors", "model.safetensors.index.json", "tokenizer.json",
-        "tokenizer.model", "merges.txt", "chat_template.jinja", "additional_chat_templates/tools.jinja",
+        "README.md", "config.json", "model-00001-of-00002.safetensors", "model.safetensors.index.json",
+        "tokenizer.json", "tokenizer.model", "merges.txt", "chat_template.jinja", "additional_chat_templates/tools.jinja",
     ]  # fmt: skip
 
 
@@ -86,7 +86,7 @@ def test_one_gguf_model_is_taken_with_all_its_parts():
 @pytest.mark.parametrize(
     ("found", "patterns", "said"),
     [
-        (repo("README.md"), (), "no files that a model is loaded from"),
+        (repo("LICENSE"), (), "no files that a model is loaded from"),
         (repo("README.md", "config.json"), (), "no weights"),
         (repo("model.safetensors"), ("*.gguf",), r"no files that match \*\.gguf"),
         (repo("model.safetensors", "x.py"), ("*.py",), "is refused"),

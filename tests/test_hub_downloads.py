@@ -29,7 +29,7 @@ FILES = {
     "README.md": b"# A model",
     "pytorch_model.bin": b"\x80\x04" * 1000,
 }
-TAKEN = {"config.json", "model.safetensors", "tokenizer.json"}
+TAKEN = {"config.json", "model.safetensors", "tokenizer.json", "README.md"}
 pytestmark = pytest.mark.usefixtures("hub")
 
 

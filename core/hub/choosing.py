@@ -18,6 +18,7 @@ from core.hub.repositories import RepoFile, RepoFiles
 Permission = Literal["pickle", "code"]
 
 _TEXTS = frozenset((".json", ".txt", ".model", ".jinja", ".tiktoken"))
+_CARD = "README.md"  # its head names the licence
 _SPLIT = re.compile(r"-\d{5}-of-\d{5}$")
 _LIKED_GGUF = ("q4_k_m", "q8_0", "q4_0")
 _USELESS = ("training_args", "optimizer", "scheduler", "rng_state")
@@ -124,7 +125,7 @@ def _needed(repo: RepoFiles) -> list[RepoFile]:
     files = [
         file
         for file in top
-        if file.suffix in weights | _TEXTS | {".py"}
+        if (file.suffix in weights | _TEXTS | {".py"} or file.name == _CARD)
         and not (twice and file.name.startswith("consolidated") and file.suffix in weights)
     ]
     if not weights:
