@@ -173,6 +173,15 @@ def test_on_a_cpu_it_says_what_the_engine_would_be_started_with(name: str, free_
         assert estimate.used_bytes <= free
 
 
+def test_on_a_cpu_windows_leave_room_for_the_whole_context() -> None:
+    device = fit.Device(kind="cpu", name="CPU", memory_bytes=16 * GIB)
+    spec = EngineSpec(kv_cache_memory_bytes=200 << 20)
+    gemma = fit.estimate(model("gemma-3-1b"), device, spec)
+    assert (gemma.verdict, gemma.context_tokens) == ("fits", 32_768)
+    assert gemma.kv_bytes_per_token * 32_768 > 200 << 20  # if each layer kept everything, it would not
+    assert fit.estimate(model("llama-3.2-1b"), device, spec).context_tokens < 8192
+
+
 def test_a_7b_model_on_a_24_gb_gpu_gets_a_shorter_context_or_options() -> None:
     llama = model("llama-3.1-8b")
     asked = fit.estimate(llama, CONSUMER, EngineSpec())
