@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from core.errors import EngineLoadError
+from core.models.kv_cache import CacheLayout, plain_layout
 from core.types import EngineSpec
 
 CHAT_SLOTS = 8
@@ -42,11 +43,15 @@ _CUDA_GRAPH_SEQUENCES = 512
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ModelFacts:
-    """`context_tokens`: what the model was made for. `kv_bytes_per_token`: keys and values, all layers."""
+    """`context_tokens`: what the model was made for. `kv_bytes_per_token`: keys and values, all layers.
+
+    `cache`: how layers share the KV cache on a CPU; without it, each layer keeps all of a request.
+    """
 
     weights_bytes: int
     context_tokens: int
     kv_bytes_per_token: int
+    cache: CacheLayout | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -144,29 +149,29 @@ def _choose_cpu(spec: EngineSpec, model: ModelFacts, device: DeviceFacts) -> Cho
     memory at most, and no more than 1,024 tokens for each slot.
     """
     slots = spec.max_num_seqs or _CPU_SLOTS
-    per_token = model.kv_bytes_per_token
+    step = max(spec.max_num_batched_tokens or slots + CHAT_SLOTS + _CPU_PROMPT_TOKENS, slots + CHAT_SLOTS)
     free = device.memory_bytes - int(1.1 * model.weights_bytes) - _CPU_ENGINE_BYTES
     context = spec.max_model_len or model.context_tokens
+    layout = _layout(model, context if spec.enable_chunked_prefill is False else step)
     notes: list[str] = []
     if spec.kv_cache_memory_bytes is None:
-        cache = min(free // 2, (slots + CHAT_SLOTS) * _TOKENS_PER_SLOT * per_token)
-        cache = min(max(cache, _cache_bytes(context, per_token)), free)
+        cache = min(free // 2, (slots + CHAT_SLOTS) * _TOKENS_PER_SLOT * model.kv_bytes_per_token)
+        cache = min(max(cache, _cache_bytes(context, layout)), free)
     else:
         cache = spec.kv_cache_memory_bytes
-    if cache < _cache_bytes(context, per_token):
+    if cache < _cache_bytes(context, layout):
         least = min(context, _LEAST_CONTEXT) if spec.max_model_len is None else context
-        missing = _cache_bytes(least, per_token) - cache
+        missing = _cache_bytes(least, layout) - cache
         if missing > 0:
             raise _too_small(spec, model, device, least, missing)
-        wanted, context = context, (cache // per_token // CPU_BLOCK_TOKENS - 1) * CPU_BLOCK_TOKENS
+        longest = layout.longest(cache - layout.block_bytes, context)
+        wanted, context = context, longest // CPU_BLOCK_TOKENS * CPU_BLOCK_TOKENS
         notes.append(
             f"The context was reduced from {wanted:,} to {context:,} tokens: the KV cache holds no more."
         )
     arguments = {
         "max_num_seqs": slots + CHAT_SLOTS,
-        "max_num_batched_tokens": slots + CHAT_SLOTS + _CPU_PROMPT_TOKENS
-        if spec.max_num_batched_tokens is None
-        else max(spec.max_num_batched_tokens, slots + CHAT_SLOTS),
+        "max_num_batched_tokens": step,
         "max_model_len": context,
         "kv_cache_memory_bytes": cache,
         "block_size": CPU_BLOCK_TOKENS,
@@ -175,9 +180,15 @@ def _choose_cpu(spec: EngineSpec, model: ModelFacts, device: DeviceFacts) -> Cho
     return Choice(arguments, slots, tuple(notes))
 
 
-def _cache_bytes(tokens: int, per_token: int) -> int:
+def _layout(model: ModelFacts, in_flight_tokens: int) -> CacheLayout:
+    if model.cache is not None:
+        return replace(model.cache, in_flight_tokens=in_flight_tokens)
+    return plain_layout(model.kv_bytes_per_token, CPU_BLOCK_TOKENS)
+
+
+def _cache_bytes(tokens: int, layout: CacheLayout) -> int:
     """Bytes of a cache for one sequence of `tokens`, in whole blocks, with one to spare."""
-    return (-(-tokens // CPU_BLOCK_TOKENS) + 1) * CPU_BLOCK_TOKENS * per_token
+    return layout.request_bytes(tokens) + layout.block_bytes
 
 
 def _too_small(

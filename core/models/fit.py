@@ -113,7 +113,7 @@ def _on_cpu(facts: ModelFacts, device: Device, spec: EngineSpec) -> Fit:
     except EngineLoadError as error:
         wanted = min(spec.max_model_len or _LEAST_CONTEXT, facts.context_tokens)
         least = model.weights_bytes + sum(part.size_bytes for part in overhead)
-        least += wanted * model.kv_bytes_per_token
+        least += model.cache.request_bytes(wanted) if model.cache else 0
         missing = max(1, least - device.memory_bytes)
         return _too_large(facts, device, spec, model.weights_bytes, overhead, missing, error.message)
     layout = kv_cache.layout(
@@ -208,11 +208,16 @@ def _simple(facts: ModelFacts, device: Device, spec: EngineSpec) -> Fit:
 
 def engine_facts(facts: ModelFacts, spec: EngineSpec) -> vllm_settings.ModelFacts:
     """What `vllm_settings.choose` asks of a model."""
-    layout = kv_cache.layout(facts, number_bytes=fit_sizes.kv_number_bytes(facts, spec))
+    layout = kv_cache.layout(
+        facts,
+        number_bytes=fit_sizes.kv_number_bytes(facts, spec),
+        block_tokens=vllm_settings.CPU_BLOCK_TOKENS,
+    )
     return vllm_settings.ModelFacts(
         weights_bytes=fit_sizes.weights_bytes(facts, spec),
         context_tokens=facts.context_tokens,
         kv_bytes_per_token=max(1, layout.token_bytes),
+        cache=layout if layout.token_bytes else None,
     )
 
 

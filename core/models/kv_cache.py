@@ -91,6 +91,18 @@ def layout(
     )
 
 
+def plain_layout(token_bytes: int, block_tokens: int) -> CacheLayout:
+    """Of a model whose layers all keep all of a request."""
+    everything = Attention(kind="full", layers=1)
+    return CacheLayout(
+        block_tokens=block_tokens,
+        block_bytes=token_bytes * block_tokens,
+        token_bytes=token_bytes,
+        groups=((everything, 1),),
+        in_flight_tokens=0,
+    )
+
+
 def _token_bytes(group: Attention, number_bytes: float, tensor_parallel: int) -> float:
     """One token in one layer, on one device."""
     if group.kind == "latent":
