@@ -30,7 +30,8 @@ def test_weights_configuration_tokenizer_and_card_are_taken_and_nothing_else():
     )  # fmt: skip
     assert taken(found) == [
         "README.md", "config.json", "model-00001-of-00002.safetensors", "model.safetensors.index.json",
-        "tokenizer.json", "tokenizer.model", "merges.txt", "chat_template.jinja", "additional_chat_templates/tools.jinja",
+        "tokenizer.json", "tokenizer.model", "merges.txt", "chat_template.jinja",
+        "additional_chat_templates/tools.jinja",
     ]  # fmt: skip
 
 
