@@ -13,7 +13,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
-from core.engines import vllm_settings
+from core.engines.vllm_settings import CPU_BLOCK_TOKENS, DeviceFacts, choose
+from core.engines.vllm_settings import ModelFacts as EngineFacts
 from core.errors import EngineLoadError
 from core.models import fit_sizes, kv_cache
 from core.models.facts import ModelFacts
@@ -102,14 +103,14 @@ def estimate(facts: ModelFacts, device: Device, spec: EngineSpec) -> Fit:
 
 
 def _on_cpu(facts: ModelFacts, device: Device, spec: EngineSpec) -> Fit:
-    """As `vllm_settings.choose` sizes the engine."""
+    """As `choose` sizes the engine."""
     model = engine_facts(facts, spec)
-    here = vllm_settings.DeviceFacts(kind="cpu", name=device.name, memory_bytes=device.memory_bytes)
+    here = DeviceFacts(kind="cpu", name=device.name, memory_bytes=device.memory_bytes)
     overhead = fit_sizes.cpu_overhead(model.weights_bytes)
     open_context = dataclasses.replace(spec, max_model_len=None)
     try:
-        chosen = vllm_settings.choose(spec, model, here).arguments
-        longest = vllm_settings.choose(open_context, model, here).arguments["max_model_len"]
+        chosen = choose(spec, model, here).arguments
+        longest = choose(open_context, model, here).arguments["max_model_len"]
     except EngineLoadError as error:
         wanted = min(spec.max_model_len or _LEAST_CONTEXT, facts.context_tokens)
         least = model.weights_bytes + sum(part.size_bytes for part in overhead)
@@ -119,7 +120,7 @@ def _on_cpu(facts: ModelFacts, device: Device, spec: EngineSpec) -> Fit:
     layout = kv_cache.layout(
         facts,
         number_bytes=fit_sizes.kv_number_bytes(facts, spec),
-        block_tokens=vllm_settings.CPU_BLOCK_TOKENS,
+        block_tokens=CPU_BLOCK_TOKENS,
         in_flight_tokens=chosen["max_num_batched_tokens"],
     )
     context, cache = chosen["max_model_len"], chosen["kv_cache_memory_bytes"]
@@ -131,8 +132,8 @@ def _on_gpu(facts: ModelFacts, device: Device, spec: EngineSpec) -> Fit:
     copies = spec.data_parallel_size or 1
     needed = tensor * pipeline * copies
     weights = fit_sizes.weights_bytes(facts, spec)
-    here = vllm_settings.DeviceFacts(kind="cuda", name=device.name, memory_bytes=device.memory_bytes)
-    chosen = vllm_settings.choose(spec, engine_facts(facts, spec), here).arguments
+    here = DeviceFacts(kind="cuda", name=device.name, memory_bytes=device.memory_bytes)
+    chosen = choose(spec, engine_facts(facts, spec), here).arguments
     own = weights // (tensor * pipeline)
     overhead = fit_sizes.gpu_overhead(facts, spec, chosen)
     layout = kv_cache.layout(
@@ -206,14 +207,14 @@ def _simple(facts: ModelFacts, device: Device, spec: EngineSpec) -> Fit:
     )
 
 
-def engine_facts(facts: ModelFacts, spec: EngineSpec) -> vllm_settings.ModelFacts:
-    """What `vllm_settings.choose` asks of a model."""
+def engine_facts(facts: ModelFacts, spec: EngineSpec) -> EngineFacts:
+    """What `choose` asks of a model."""
     layout = kv_cache.layout(
         facts,
         number_bytes=fit_sizes.kv_number_bytes(facts, spec),
-        block_tokens=vllm_settings.CPU_BLOCK_TOKENS,
+        block_tokens=CPU_BLOCK_TOKENS,
     )
-    return vllm_settings.ModelFacts(
+    return EngineFacts(
         weights_bytes=fit_sizes.weights_bytes(facts, spec),
         context_tokens=facts.context_tokens,
         kv_bytes_per_token=max(1, layout.token_bytes),
