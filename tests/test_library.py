@@ -264,7 +264,10 @@ def test_what_is_loaded_is_not_deleted(library, settings):
 
 def test_a_reference_is_forgotten_and_its_files_stay(library, settings, store, tmp_path):
     folder = checkpoint(tmp_path / "mine")
-    key = importing.import_model(importing.check(folder), settings, store)
+    key = importing.import_model(importing.check(folder), settings, store, name="tuned")
+    for name in ("tuned", str(folder)):
+        assert locate.locate(EngineSpec(model=name), settings, quiet) == locate.LocatedModel("tuned", folder)
+    assert library.find(key).last_used_at is not None
     assert library.delete(key) == 0
     assert (folder / "model.safetensors").is_file() and keys(library) == ["embedded"]
 

@@ -68,7 +68,7 @@ def find(
         # made absolute, not resolved: a file of a hub's cache is a link to one without a name
         path = Path(model).expanduser().absolute()
         if path.is_dir() or (path.suffix.lower() == ".gguf" and path.is_file()):
-            return _named(path)
+            return _named(path, settings)
         named = _of_the_workspace(model, settings)
         if named is not None:
             return LocatedModel(model, named)
@@ -78,11 +78,13 @@ def find(
     return LocatedModel(snapshot.repo, snapshot.folder, snapshot.revision)
 
 
-def _named(path: Path) -> LocatedModel:
-    """A folder or file: under a hub's name where it lies in its cache."""
+def _named(path: Path, settings: Settings) -> LocatedModel:
+    """A folder or file: under the name that it was imported as, or a hub's where it lies in its cache."""
     snapshot = _snapshot_of(path)
     if snapshot is None:
-        return LocatedModel(path.name.removesuffix(".gguf"), path)
+        with contextlib.closing(Store(settings.catalogue_path)) as store:
+            names = [name for name, where in uses.imported(store).items() if where == path]
+        return LocatedModel(names[0] if names else path.name.removesuffix(".gguf"), path)
     name = snapshot.repo if path.is_dir() else f"{snapshot.repo}/{path.name}"
     return LocatedModel(name, path, snapshot.revision)
 

@@ -1,0 +1,97 @@
+"""The models page in a real browser: a checkpoint comes in, is loaded, answers, and goes."""
+
+import re
+
+import pytest
+from playwright.sync_api import Page, expect
+from served import served
+
+pytestmark = pytest.mark.browser
+
+
+@pytest.fixture(scope="module")
+def app(tmp_path_factory):
+    """The workbench with nothing loaded yet; gives its address."""
+    home = tmp_path_factory.mktemp("models-browser-home")
+    caches = {name: str(home / name) for name in ("HF_HUB_CACHE", "MODELSCOPE_CACHE")}
+    with pytest.MonkeyPatch.context() as patch:
+        for name, folder in caches.items():
+            patch.setenv(name, folder)
+        with served(home, engine="scripted", autoload="false") as address:
+            yield address
+
+
+@pytest.fixture
+def page(browser, app):
+    """The models page. What it asks of other servers, and its errors, fail the test."""
+    context = browser.new_context(base_url=app, viewport={"width": 1280, "height": 900})
+    page = context.new_page()
+    page.set_default_timeout(30_000)
+    expect.set_options(timeout=30_000)
+    problems = []
+    page.on("pageerror", lambda error: problems.append(str(error)))
+    page.on("request", lambda request: app in request.url or problems.append(request.url))
+    page.goto("/models")
+    expect(page.get_by_text("1 model on this machine")).to_be_visible()
+    yield page
+    context.close()
+    assert not [problem for problem in problems if not problem.startswith(("data:", "blob:", "ws"))]
+
+
+def button(page: Page, name: str):
+    return page.get_by_role("button", name=name, exact=True)
+
+
+def section(page: Page, name: str):
+    page.get_by_role("radio", name=name, exact=True).or_(button(page, name)).first.click()
+
+
+def main(page: Page):
+    return page.get_by_test_id("stMain")
+
+
+def side(page: Page):
+    return page.get_by_test_id("stSidebar")
+
+
+def test_a_checkpoint_is_imported_loaded_asked_and_forgotten(page, embedded_model, tmp_path):
+    folder = tmp_path / "checkpoint-500"
+    folder.symlink_to(embedded_model)
+    page.get_by_test_id("stPopover").get_by_role("button", name=re.compile("Import")).click()
+    page.get_by_role("textbox", name="Folder or GGUF file").fill(str(folder))
+    page.get_by_role("textbox", name="Name").fill("reviews-v2")
+    page.get_by_test_id("stFormSubmitButton").get_by_role("button", name="Import").click()
+    expect(page.get_by_text("2 models on this machine")).to_be_visible()
+    expect(main(page).get_by_text("reviews-v2", exact=True)).to_be_visible()
+    button(page, "Load").nth(1).click()
+    expect(page.get_by_text("Llama · 135M parameters · bfloat16")).to_be_visible()
+    assert "model=imported" in page.url
+    section(page, "transformers")
+    expect(page.get_by_text("Hugging Face's own")).to_be_visible()
+    expect(main(page).get_by_text(re.compile("[Ll]argest context"))).to_be_visible()
+    button(page, "Load").last.click()
+    expect(side(page).get_by_text("reviews-v2", exact=True)).to_be_visible(timeout=90_000)
+    expect(side(page).get_by_role("button", name="Unload")).to_be_visible(timeout=90_000)
+    page.get_by_role("link", name="Chat").click()
+    page.get_by_placeholder("Write a message").fill("Say hello.")
+    page.keyboard.press("Enter")
+    expect(page.get_by_text("TTFT")).to_be_visible(timeout=60_000)
+    page.get_by_role("link", name="Models").click()
+    section(page, "Library")
+    expect(main(page).get_by_text("loaded", exact=True)).to_be_visible()
+    side(page).get_by_role("button", name="Unload").click()
+    expect(side(page).get_by_text("No model is loaded")).to_be_visible()
+    expect(main(page).get_by_text("loaded", exact=True)).to_have_count(0)
+    page.get_by_test_id("stPopover").last.get_by_role("button").click()
+    button(page, "Forget").click()
+    button(page, "Yes").click()
+    expect(page.get_by_text("1 model on this machine")).to_be_visible()
+    assert (embedded_model / "config.json").is_file()
+
+
+def test_the_form_says_what_is_wrong_with_a_folder_and_stays_open(page, tmp_path):
+    page.get_by_test_id("stPopover").get_by_role("button", name=re.compile("Import")).click()
+    page.get_by_role("textbox", name="Folder or GGUF file").fill(str(tmp_path))
+    page.get_by_test_id("stFormSubmitButton").get_by_role("button", name="Import").click()
+    expect(page.get_by_text("config.json is missing")).to_be_visible()
+    expect(page.get_by_role("textbox", name="Folder or GGUF file")).to_have_value(str(tmp_path))
