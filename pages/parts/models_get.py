@@ -18,7 +18,6 @@ from pages.parts.markdown import plain_text
 _NAME = re.compile(r"(https?://\S+/)?[\w.-]+/[\w.-]+(/\S*)?")
 _RESULTS = 20
 _FOUND = "get:found"
-_WIDTHS = (5.0, 1.6, 1.4, 2.0, 1.2)
 
 
 def draw() -> None:
@@ -66,27 +65,28 @@ def _results(hub: Hub, text: str) -> None:
             f"No model on {TITLES[hub]} has {plain_text(text)} in its name.", icon=":material/search_off:"
         )
         return
-    for cell, title in zip(st.columns(_WIDTHS, gap="small"), ("Model", "Downloads", "Likes", "Licence", ""),
-                           strict=True):  # fmt: skip
-        cell.caption(title)
     for model in found:
         _row(model)
 
 
 def _row(model: FoundModel) -> None:
-    with st.container(border=True):
-        name, downloads, likes, licence, look = st.columns(_WIDTHS, gap="small", vertical_alignment="center")
+    with st.container(border=True, horizontal=True, vertical_alignment="center", wrap=False):
         gated = " :orange-badge[gated]" if model.gated else ""
-        name.markdown(f"**{plain_text(model.repo)}**{gated}")
-        about = [model.task.replace("-", " ")] if model.task else []
-        about += [size_words(model.size_bytes)] if model.size_bytes else []
-        about += [f"changed {model.updated_at:%Y-%m-%d}"] if model.updated_at else []
-        name.caption(plain_text(" · ".join(about)))
-        downloads.markdown("–" if model.downloads is None else short_number(model.downloads))
-        likes.markdown("–" if model.likes is None else short_number(model.likes))
-        licence.markdown(plain_text(model.license or "–"))
-        look.button(
-            "Look", key=f"get:look:{model.hub}:{model.repo}", width="stretch",
+        with st.container(gap="xxsmall"):
+            st.markdown(f"**{plain_text(model.repo)}**{gated}")
+            st.caption(plain_text(" · ".join(_about(model))))
+        st.button(
+            "Look", key=f"get:look:{model.hub}:{model.repo}",
             on_click=models_repository.open_repo, args=(model.hub, model.repo),
             help="Its files, its size and whether it fits, before anything is downloaded",
         )  # fmt: skip
+
+
+def _about(model: FoundModel) -> list[str]:
+    """What the hub tells, the figures that people compare first."""
+    words = [] if model.downloads is None else [f"{short_number(model.downloads)} downloads"]
+    words += [] if model.likes is None else [f"{short_number(model.likes)} likes"]
+    words += [size_words(model.size_bytes)] if model.size_bytes else []
+    words += [model.license] if model.license else ["licence not told"]
+    words += [model.task.replace("-", " ")] if model.task else []
+    return words + ([f"changed {model.updated_at:%Y-%m-%d}"] if model.updated_at else [])

@@ -59,9 +59,9 @@ def draw() -> None:
     allow = frozenset(known) | _allow(repo, refused, known)
     choice = choosing.choose(repo, patterns, allow)
     _download(repo, choice, patterns, allow)
-    _files(repo, choice)
-    if choice.taken and not repo.locked:
+    if choice.taken and not repo.locked and not repo.is_adapter:
         models_fit.remote_fit(hub, repo.repo, repo.commit or repo.revision, choice.taken)
+    _files(repo, choice)
 
 
 def _look(hub: Hub, name: str) -> RepoFiles | None:
@@ -76,7 +76,7 @@ def _look(hub: Hub, name: str) -> RepoFiles | None:
     except WorkbenchError as error:
         st.error(f"{plain_text(error.message)} {plain_text(error.hint)}", icon=":material/cloud_off:")
         if isinstance(error, HubError) and error.kind in ("token", "missing", "gated"):
-            models_tokens.draw(hub)
+            models_tokens.draw(hub, expanded=True)
         if revision:
             _revision()
         st.button("Try again", icon=":material/refresh:")
@@ -96,7 +96,7 @@ def _head(repo: RepoFiles) -> None:
     st.caption(plain_text(" · ".join(about)))
     if repo.locked:
         st.warning(plain_text(repo.locked), icon=":material/lock:")
-        models_tokens.draw(repo.hub)
+        models_tokens.draw(repo.hub, expanded=True)
 
 
 def _revision() -> None:
@@ -165,7 +165,12 @@ def _download(
             f"Download {size_words(choice.total_bytes)}", type="primary", icon=":material/download:",
             disabled=problem is not None or bool(repo.locked and repo.gated),
         )  # fmt: skip
-        st.caption(f"{counted(len(choice.taken), 'file')} · {free} free on the disk of the hub's cache")
+        words = [counted(len(choice.taken), "file"), f"{free} free on the disk of the hub's cache"]
+        here = _bytes_here(repo, choice)
+        if here:
+            everything = here >= choice.total_bytes
+            words.insert(1, "all of it is here already" if everything else f"{size_words(here)} here already")
+        st.caption(" · ".join(words))
     if not start:
         return
     spec = DownloadSpec(hub=repo.hub, repo=repo.repo, revision=repo.revision, patterns=patterns, allow=allow)
@@ -178,6 +183,12 @@ def _download(
         st.rerun()
 
 
+def _bytes_here(repo: RepoFiles, choice: Choice) -> int:
+    hub, at = repositories.client(repo.hub), repo.commit or repo.revision
+    places = [(hub.place(repo.repo, at, file), file) for file in choice.taken]
+    return sum(min(place.received_bytes(), file.size_bytes) for place, file in places)
+
+
 def _files(repo: RepoFiles, choice: Choice) -> None:
     taken = {file.path for file in choice.taken}
     reasons = {file.path: reason for file, reason in choice.refused}
@@ -186,11 +197,14 @@ def _files(repo: RepoFiles, choice: Choice) -> None:
             "Taken": file.path in taken,
             "File": file.path,
             "Size": size_words(file.size_bytes),
-            "Why not": reasons.get(file.path, "" if file.path in taken else "Not needed to load it."),
+            "Why not": reasons.get(file.path, "" if file.path in taken else "Not needed to load it"),
         }
         for file in sorted(repo.files, key=lambda file: (file.path not in taken, -file.size_bytes))
     ]
     with st.expander(f"Files: {len(taken):,} of {len(rows):,} are taken", expanded=len(rows) <= 12):
-        st.dataframe(
-            rows, hide_index=True, column_config={"Taken": st.column_config.CheckboxColumn(width=60)}
-        )
+        widths = {
+            "Taken": st.column_config.CheckboxColumn(width=50),
+            "Size": st.column_config.Column(width=70),
+        }
+        reason = st.column_config.Column(width="large")
+        st.dataframe(rows, hide_index=True, column_config={**widths, "Why not": reason})

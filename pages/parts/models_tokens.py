@@ -17,8 +17,8 @@ _MADE_AT = {
 }
 
 
-def draw(hub: Hub) -> None:
-    """Folded away: most models need no token."""
+def draw(hub: Hub, *, expanded: bool = False) -> None:
+    """Folded away unless it is `expanded`: most models need no token."""
     secrets = session.secrets()
     try:
         where = secrets.where(hub)
@@ -26,7 +26,12 @@ def draw(hub: Hub) -> None:
         st.error(plain_text(str(error)))
         return
     state = {"environment": "from the environment", "saved": "saved"}.get(where, "none")
-    with st.expander(f"Token for {TITLES[hub]}: {state}", icon=":material/key:", key=f"get:token:{hub}"):
+    with st.expander(
+        f"Token for {TITLES[hub]}: {state}",
+        icon=":material/key:",
+        key=f"get:token:{hub}:{expanded}",
+        expanded=expanded,
+    ):
         if where == "environment":
             st.caption(f"It is set as `{_VARIABLES[hub]}` where the workbench was started, and stays there.")
         elif where == "saved":
