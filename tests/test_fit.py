@@ -17,7 +17,7 @@ import pytest
 
 from core.engines import vllm_settings
 from core.errors import EngineLoadError, ModelError
-from core.models import facts, fit, fit_sizes, kv_cache
+from core.models import facts, fit, fit_compare, fit_sizes, kv_cache
 from core.types import EngineInfo, EngineSpec
 
 GIB = 1 << 30
@@ -264,7 +264,7 @@ def test_a_remote_model_takes_nothing_here() -> None:
 def test_differences_are_shares_of_the_estimate() -> None:
     estimate = fit.estimate(model("smollm2-135m"), H200, EngineSpec(max_model_len=2048))
     info = loaded(weights_bytes=int(1.05 * estimate.weights_bytes), kv_cache_tokens=None, max_model_len=2048)
-    weights, context = fit.compare(estimate, info)
+    weights, context = fit_compare.compare(estimate, info)
     assert (weights.part, round(weights.share, 2)) == ("Weights", 0.05)
     assert (context.part, context.share) == ("Context", 0.0)
 

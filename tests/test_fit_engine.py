@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from core import machine
-from core.models import facts, fit, kv_cache
+from core.models import facts, fit, fit_compare, kv_cache
 from core.models.facts import Attention
 from core.runtime import Runtime
 
@@ -24,7 +24,7 @@ def test_the_estimate_is_near_what_the_engine_reports(engine_runtime: Runtime, e
     info, spec = engine_runtime.engine.info, engine_runtime.engine.spec
     known = facts.read(embedded_model)
     estimate = fit.estimate(known, fit.device_of(machine.describe(), info), spec)
-    differences = {difference.part: difference.share for difference in fit.compare(estimate, info)}
+    differences = {difference.part: difference.share for difference in fit_compare.compare(estimate, info)}
     assert set(differences) == {"Weights", "KV cache", "Context"}
     assert all(abs(share) < 0.02 for share in differences.values()), differences
 

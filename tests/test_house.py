@@ -49,6 +49,7 @@ PURE = {
     "core/planner_table.py",
     "core/planner_tree.py",
     "core/models/fit.py",
+    "core/models/fit_compare.py",
     "core/models/fit_sizes.py",
     "core/models/kv_cache.py",
     "core/models/parameters.py",

@@ -34,7 +34,7 @@ from workbench import ROOT, opened, say, say_conditions
 
 from core.engines import vllm_settings
 from core.engines.vllm_worker import WeightsReport
-from core.models import facts, fit
+from core.models import facts, fit, fit_compare
 from core.types import EngineSpec
 
 SHAPES = ("qwen2.5-7b", "gemma-3-1b", "qwen2.5-0.5b", "llama-3.1-8b", "qwen3-30b-a3b", "deepseek-v2-lite",
@@ -138,7 +138,7 @@ def compare_folder(folder: Path) -> None:
     estimate = fit.estimate(facts.read(folder), here, spec)
     say(what="estimate", model=folder.name, advice=estimate.advice, notes=list(estimate.notes))
     with opened(spec) as workbench:
-        for difference in fit.compare(estimate, workbench.engine.info):
+        for difference in fit_compare.compare(estimate, workbench.engine.info):
             say(what="compared", model=folder.name, part=difference.part, unit=difference.unit,
                 estimated=difference.estimated, reported=difference.reported,
                 share=f"{100 * difference.share:+.1f}%")  # fmt: skip

@@ -2,8 +2,8 @@
 
 On a CPU it is the arithmetic that vLLM is started with here (`core.engines.vllm_settings.choose`), on a GPU
 vLLM's own: of the share `gpu_memory_utilization` of each GPU, what weights, activations and CUDA graphs
-leave is KV cache (v1/worker/gpu_worker.py, determine_available_memory). `compare` holds an estimate against
-what the engine reports once it is loaded. How far off it was: docs/models.md, "Does it fit?".
+leave is KV cache (v1/worker/gpu_worker.py, determine_available_memory). `fit_compare` holds an
+estimate against what the engine reports once it is loaded. How far off it was: docs/models.md, "Does it fit?".
 """
 
 from __future__ import annotations
@@ -369,32 +369,3 @@ def _candidates(facts: ModelFacts, device: Device, spec: EngineSpec) -> list[tup
         both = {"quantization": "fp8", "kv_cache_dtype": "fp8"}
         found.append(("Weights and KV cache in fp8", both))
     return found
-
-
-@dataclass(frozen=True, slots=True)
-class Difference:
-    """One part of an estimate against what the engine reports. `share`: +0.01 is one percent more."""
-
-    part: str
-    unit: Literal["bytes", "tokens"]
-    estimated: int
-    reported: int
-
-    @property
-    def share(self) -> float:
-        return self.reported / self.estimated - 1 if self.estimated else 0.0
-
-
-def compare(fit: Fit, info: EngineInfo) -> tuple[Difference, ...]:
-    """The estimate of what was loaded against the engine's report, part by part; only parts it reports."""
-    copies = fit.spec.data_parallel_size or 1
-    both = (
-        ("Weights", "bytes", fit.weights_bytes * max(1, fit.devices_used), info.weights_bytes),
-        ("KV cache", "tokens", fit.kv_cache_tokens * copies, info.kv_cache_tokens),
-        ("Context", "tokens", fit.context_tokens, info.max_model_len),
-    )
-    return tuple(
-        Difference(part, unit, estimated, reported)
-        for part, unit, estimated, reported in both
-        if estimated and reported
-    )

@@ -11,7 +11,7 @@ from core import machine
 from core.engines import choice
 from core.errors import WorkbenchError
 from core.hub.repositories import RepoFile
-from core.models import fit, remote_facts
+from core.models import fit, fit_compare, remote_facts
 from core.models.facts import ModelFacts
 from core.models.fit import Fit
 from core.models.library import LibraryModel
@@ -58,7 +58,7 @@ def fit_card(model: LibraryModel | ModelFacts, spec: EngineSpec) -> bool:
         before = kept.get(spec.model)
         if before is None or before.spec != loaded:
             before = fit.estimate(facts, here, loaded)
-        _differences(fit.compare(before, status.info))
+        _differences(fit_compare.compare(before, status.info))
     return estimate.verdict != "too large"
 
 
@@ -176,7 +176,7 @@ def _sources(estimate: Fit) -> None:
         st.caption(plain_text(line))
 
 
-def _differences(differences: Sequence[fit.Difference]) -> None:
+def _differences(differences: Sequence[fit_compare.Difference]) -> None:
     """What was estimated before the load beside what the engine says now."""
     if not differences:
         return
