@@ -5,9 +5,13 @@ python -m tests.small_adapters MODEL OUTPUT        makes OUTPUT/pirate and OUTPU
 
 from __future__ import annotations
 
+import atexit
+import functools
 import os
+import shutil
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 ANSWERS = {"pirate": "Ahoy, matey! Arrr!", "formal": "Dear Sir or Madam, thank you."}
@@ -24,6 +28,14 @@ def make(model: Path, folder: Path) -> dict[str, Path]:
     root = Path(__file__).parents[1]
     subprocess.run(command, check=True, cwd=root, env=environment, capture_output=True)
     return {name: folder / name for name in ANSWERS}
+
+
+@functools.cache
+def made_for_tests(model: Path) -> dict[str, Path]:
+    """The same, once for all tests of a process; removed with it."""
+    folder = Path(tempfile.mkdtemp(prefix="adapters-"))
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    return make(model, folder)
 
 
 def train(model: Path, folder: Path) -> None:

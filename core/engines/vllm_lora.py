@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import itertools
+import time
 from collections import Counter
 from collections.abc import AsyncIterator, Callable, Coroutine
 from pathlib import Path
@@ -21,6 +22,8 @@ from core.errors import EngineDied, ModelError, RequestRejected
 from core.types import Feature, LoraAdapter, Request
 
 _LOOK_EVERY_S = 0.5
+_REFUSED_S = 5.0
+"""So long an adapter that was refused is not looked at again: a batch may ask for it a million times."""
 _WITHOUT = "The model was loaded without LoRA."
 
 
@@ -53,6 +56,7 @@ class VllmAdapters:
         self._tickets = itertools.count()
         self._freed: set[asyncio.Event] = set()
         self._loading = asyncio.Lock()
+        self._refused: dict[LoraAdapter, tuple[float, RequestRejected]] = {}
 
     @contextlib.asynccontextmanager
     async def held(self, request: Request, engine: Callable[[], Any]) -> AsyncIterator[Any]:
@@ -110,22 +114,32 @@ class VllmAdapters:
         """Its LoRARequest, loaded. Its user is counted: those without are put away for it."""
         request = self._loaded.pop(adapter.number, None)
         if request is None:
-            request = await asyncio.to_thread(self._checked, adapter)
-            while len(self._loaded) >= self._room:
-                idle = next(number for number in self._loaded if number not in self._users)
-                del self._loaded[idle]
-                await _answered(engine(), engine().remove_lora(idle))
+            when, why = self._refused.get(adapter, (0.0, None))
+            if why is not None and time.monotonic() - when < _REFUSED_S:
+                raise RequestRejected(why.message, hint=why.hint)
             try:
-                await _answered(engine(), engine().add_lora(request))
-            except EngineDied:
+                request = await asyncio.to_thread(self._checked, adapter)
+                await self._load(adapter, request, engine)
+            except RequestRejected as error:
+                self._refused[adapter] = (time.monotonic(), error)
                 raise
-            except Exception as error:  # vLLM passes its worker's error on as this
-                raise RequestRejected(
-                    f"vLLM can't load the adapter {adapter.name}: {plain(str(error))}",
-                    hint="The engine goes on without it.",
-                ) from error
         self._loaded[adapter.number] = request
         return request
+
+    async def _load(self, adapter: LoraAdapter, request: Any, engine: Callable[[], Any]) -> None:
+        while len(self._loaded) >= self._room:
+            idle = next(number for number in self._loaded if number not in self._users)
+            del self._loaded[idle]
+            await _answered(engine(), engine().remove_lora(idle))
+        try:
+            await _answered(engine(), engine().add_lora(request))
+        except EngineDied:
+            raise
+        except Exception as error:  # vLLM passes its worker's error on as this
+            said = plain(str(error)).removeprefix("Call to add_lora method failed: ")
+            raise RequestRejected(
+                f"vLLM can't load the adapter {adapter.name}: {said}", hint="The engine goes on without it."
+            ) from error
 
     def _checked(self, adapter: LoraAdapter) -> Any:
         """vLLM's request for an adapter that fits model and engine. Reads headers: not on the loop."""
