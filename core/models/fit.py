@@ -3,7 +3,7 @@
 On a CPU it is the arithmetic that vLLM is started with here (`core.engines.vllm_settings.choose`), on a GPU
 vLLM's own: of the share `gpu_memory_utilization` of each GPU, what weights, activations and CUDA graphs
 leave is KV cache (v1/worker/gpu_worker.py, determine_available_memory). `fit_compare` holds an
-estimate against what the engine reports once it is loaded. How far off it was: docs/models.md, "Does it fit?".
+estimate against what the engine reports once it is loaded. How far off it was: docs/models.md.
 """
 
 from __future__ import annotations
