@@ -5,11 +5,12 @@ DEVICE ?= auto
 ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help run setup test lint clean python
+.PHONY: help run setup llamacpp test lint clean python
 
 help:
 	@echo "make run    [PORT=8501] [DEVICE=auto|cpu|gpu]   set up what is missing and start the workbench"
 	@echo "make setup  [DEVICE=auto|cpu|gpu]               set up only"
+	@echo "make llamacpp                                   build llama.cpp too, for GGUF files (needs a C++ compiler)"
 	@echo "make test   [ARGS='-k chat']                    set up, with test tools and a browser, and run the tests"
 	@echo "make lint                                       check style with ruff"
 	@echo "make clean                                      remove .venv, logs and caches (never the workspace)"
@@ -24,6 +25,9 @@ run: python
 
 setup: python
 	@exec $(PYTHON) -m core.bootstrap setup --device $(DEVICE)
+
+llamacpp: python
+	@exec $(PYTHON) -m core.bootstrap llamacpp --device $(DEVICE)
 
 test: python
 	@exec $(PYTHON) -m core.bootstrap test --device $(DEVICE) -- $(ARGS)

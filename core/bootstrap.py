@@ -1,7 +1,7 @@
 """From a clone to a running workbench, with nothing but Python's standard library.
 
     python3 -m core.bootstrap run [--port 8501] [--device auto|cpu|gpu]
-    python3 -m core.bootstrap setup|test|lint [--device auto|cpu|gpu] [-- pytest or ruff arguments]
+    python3 -m core.bootstrap setup|llamacpp|test|lint [--device auto|cpu|gpu] [-- pytest or ruff arguments]
 
 The Makefile calls it with the system's Python, before there is an environment.
 A stamp in .venv, written last, says what is installed there: without it the
@@ -25,6 +25,7 @@ import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+from core import bootstrap_llamacpp
 from core.diagnosis import explain_model_failure, explain_pip_failure, lacks_cpu_torch
 from core.steps import LOG, ROOT, SetupError, call, say, step
 
@@ -311,9 +312,12 @@ def set_up(command: str, wanted_device: str) -> None:
     with only_one():
         device = choose_device(wanted_device)
         ensure_environment(device, dev=dev)
-        if command != "lint":
+        if command not in ("lint", "llamacpp"):
             ensure_model()
+        if command == "llamacpp":
+            bootstrap_llamacpp.ensure(PYTHON, device)
         if command == "test":
+            bootstrap_llamacpp.ensure_for_tests(PYTHON)
             ensure_browser()
 
 
@@ -341,7 +345,7 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
         description="Set up the workbench, then run it.",
         epilog="Arguments after -- go to streamlit, pytest or ruff.",
     )
-    parser.add_argument("command", choices=("run", "setup", "test", "lint"))
+    parser.add_argument("command", choices=("run", "setup", "llamacpp", "test", "lint"))
     parser.add_argument("--port", type=int, default=8501, help="port of the workbench on 127.0.0.1")
     parser.add_argument(
         "--device", choices=("auto", "cpu", "gpu"), default="auto", help="which vLLM to install"

@@ -55,6 +55,18 @@ def lacks_cpu_torch(output: str) -> bool:
     return bool(named) and explain_pip_failure(output)[0].startswith("a pinned package")
 
 
+def explain_build_failure(output: str) -> tuple[str, str]:
+    """The same for a package that pip compiles: the compiler's first error, where it came so far."""
+    found = re.search(r"(?:fatal )?error: (?!subprocess|metadata)(.+)|CMake Error[^\n]*\n\s*(.+)", output)
+    if found is None or re.search(_CAUSES[0][0], output):
+        return explain_pip_failure(output)
+    said = (found[1] or found[2]).strip().rstrip(".")
+    return (
+        f"{said}.",
+        "The output above and build/setup.log say more; the rest of the workbench needs it not.",
+    )
+
+
 def explain_model_failure(output: str) -> tuple[str, str]:
     """The same for `python -m core.embedded`, which ends with its own error in one line."""
     errors = [line for line in output.splitlines() if line.startswith("error: ")]

@@ -16,18 +16,18 @@ from pathlib import Path
 import pytest
 
 from core import bootstrap
-from core.diagnosis import explain_pip_failure, lacks_cpu_torch
+from core.diagnosis import explain_build_failure, explain_pip_failure, lacks_cpu_torch
 
 ROOT = Path(__file__).parent.parent
 SET_UP = "import sys; from core import bootstrap as b; b.ensure_environment(sys.argv[1], dev=False)"
 OFFLINE = {"PIP_CONFIG_FILE": os.devnull, "PIP_FIND_LINKS": "", "PIP_RETRIES": "1"}
 
 
-def wheel(folder: Path, name: str, code: str, version: str = "1.0") -> Path:
+def wheel(folder: Path, name: str, code: str, version: str = "1.0", module: str = "") -> Path:
     """A package of one module, as small as pip accepts."""
     info = f"{name}-{version}.dist-info"
     files = {
-        f"{name}/__init__.py": code,
+        f"{module or name}/__init__.py": code,
         f"{info}/METADATA": f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}\n",
         f"{info}/WHEEL": "Wheel-Version: 1.0\nGenerator: test\nRoot-Is-Purelib: true\nTag: py3-none-any\n",
     }
@@ -46,7 +46,7 @@ def wheel(folder: Path, name: str, code: str, version: str = "1.0") -> Path:
 def clone(tmp_path: Path) -> Path:
     folder = tmp_path / "clone"
     (folder / "core").mkdir(parents=True)
-    for name in ("__init__.py", "bootstrap.py", "steps.py", "diagnosis.py"):
+    for name in ("__init__.py", "bootstrap.py", "bootstrap_llamacpp.py", "steps.py", "diagnosis.py"):
         shutil.copy(ROOT / "core" / name, folder / "core")
     shutil.copy(ROOT / "Makefile", folder)
     for name in ("-base", "", "-cpu", "-dev"):
@@ -197,7 +197,7 @@ def test_an_old_or_missing_python_is_one_clear_line(clone, tmp_path):
 
 def test_make_alone_prints_help(clone):
     done = subprocess.run(["make"], cwd=clone, capture_output=True, text=True, check=True)
-    for target in ("make run", "make setup", "make test", "make lint", "make clean"):
+    for target in ("make run", "make setup", "make llamacpp", "make test", "make lint", "make clean"):
         assert target in done.stdout
 
 
@@ -216,6 +216,56 @@ def test_the_device_is_what_the_driver_says(tmp_path, monkeypatch, capsys, smi, 
 def test_arguments_after_two_dashes_go_on_untouched():
     options = bootstrap.parse(["test", "--device", "cpu", "--", "-k", "chat", "--port"])
     assert (options.command, options.device, options.extra) == ("test", "cpu", ["-k", "chat", "--port"])
+
+
+def llamacpp(clone: Path, *, for_tests: bool = False, **environment: str) -> subprocess.CompletedProcess:
+    asked = "ensure_for_tests(b.PYTHON)" if for_tests else "ensure(b.PYTHON, 'cpu')"
+    code = f"""
+from core import bootstrap as b, bootstrap_llamacpp as l
+b.ensure_environment("cpu", dev=False)
+try:
+    l.{asked}
+except b.SetupError as error:
+    print(f"error: {{error.message}} {{error.hint}}")
+"""
+    return subprocess.run(
+        [sys.executable, "-c", code],
+        cwd=clone,
+        env=os.environ | OFFLINE | {"PIP_NO_INDEX": "1"} | environment,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+
+
+def test_llama_cpp_is_an_extra_that_has_to_start(clone, tmp_path):
+    (clone / "requirements-llamacpp.txt").write_text("# built\nllama-cpp-python==1.0\n")
+    none = {"CC": "no-such-compiler"}
+    assert "there is no C++ compiler. Install one" in llamacpp(clone, **none).stdout
+    skipped = llamacpp(clone, for_tests=True, **none).stdout
+    assert "The tests of llama.cpp will be skipped: llama.cpp is built from source" in skipped
+
+    there = {"CC": "sh", "CXX": "sh", "PIP_FIND_LINKS": str(tmp_path)}
+    missing = llamacpp(clone, **there).stdout
+    assert "error: llama.cpp could not be built: a pinned package has no build" in missing
+
+    # kept from another processor: it dies of an instruction that this one doesn't know
+    dies = "def llama_backend_init():\n    import os, signal\n    os.kill(os.getpid(), signal.SIGILL)\n"
+    wheel(tmp_path, "llama_cpp_python", dies, module="llama_cpp")
+    broken = llamacpp(clone, **there).stdout
+    assert broken.count("Building llama.cpp for this processor") == 2
+    assert "llama.cpp was built and does not start here" in broken
+
+    wheel(tmp_path, "llama_cpp_python", "def llama_backend_init():\n    pass\n", module="llama_cpp")
+    whole = llamacpp(clone, **there).stdout
+    assert whole.count("Building llama.cpp") == 2 and "error" not in whole
+    assert llamacpp(clone, **there).stdout.endswith("llama.cpp: up to date\n")
+
+
+def test_a_compiler_s_own_error_is_the_cause():
+    output = "  /x/ggml.c:12:10: fatal error: omp.h: No such file or directory\nerror: subprocess-exited"
+    assert explain_build_failure(output)[0] == "omp.h: No such file or directory."
+    assert explain_build_failure(RETRY)[0] == "the package index can't be reached."
 
 
 NO_TORCH = """\
