@@ -65,8 +65,10 @@ class Backend(Protocol):
         """Forget a sequence: it has ended, or nobody wants it any more."""
         ...
 
-    def step(self) -> Sequence[tuple[Key, Token]]:
+    def step(self) -> Sequence[tuple[Key, Token | RequestRejected]]:
         """The next token of each sequence that has one; the prompts of some may still be read.
+
+        In place of a token, why a sequence can't go on: its request is refused then.
 
         It samples by `work.params`, and gives log-probabilities where `work.wants_logprobs`. End tokens are
         tokens like others, but not before `min_tokens`. An exception ends all sequences that are held.

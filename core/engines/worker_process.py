@@ -120,6 +120,11 @@ class _Desk:
             return
         parts: list[tuple[Key, Part]] = []
         for key, token in tokens:
+            if isinstance(token, RequestRejected):
+                self._forget(key[0])
+                self._refuse(key[0], token)
+            if key not in self._live:  # or another answer of its request was refused
+                continue
             part = self._live[key].take(token)
             parts.append((key, part))
             if part.finish_reason:
