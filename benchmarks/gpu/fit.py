@@ -37,7 +37,7 @@ from core.engines.vllm_worker import WeightsReport
 from core.models import facts, fit, fit_compare
 from core.types import EngineSpec
 
-SHAPES = ("qwen2.5-7b", "gemma-3-1b", "qwen2.5-0.5b", "llama-3.1-8b", "qwen3-30b-a3b", "deepseek-v2-lite",
+SHAPES = ("qwen2.5-7b", "qwen2.5-0.5b", "gemma-3-1b", "qwen3-30b-a3b", "deepseek-v2-lite", "llama-3.1-8b",
           "mistral-7b-v0.1", "phi-4", "llama-3.2-1b")  # fmt: skip
 _CPU_CACHE_BYTES = 512 << 20
 _CONFIGS = ROOT / "tests" / "model_configs"
