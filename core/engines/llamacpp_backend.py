@@ -268,6 +268,8 @@ class LlamaCppBackend:
                 self._cut(each.number, 0)
             code = self._native.llama_decode(self._context, batch)
         if code != 0:
+            self._native.llama_memory_clear(self._memory, True)  # nobody knows what is in it now
+            self._places.forget_all()
             raise RuntimeError(f"llama_decode returned {code}")
         size = (self._model.vocabulary_size,)
         return [

@@ -81,6 +81,10 @@ class Places:
         """Empty the places that only remember."""
         return self._empty(place for place in self._places if place.free and place.tokens)
 
+    def forget_all(self) -> None:
+        """Nothing is held any more, also of those at work: their sequences can't go on."""
+        self._empty(self._places)
+
     def longest_prefix(self, prompt: Sequence[int]) -> tuple[int, Place | None]:
         """How many of the prompt's first tokens some place holds, and which.
 

@@ -19,9 +19,9 @@ from typing import Any
 
 from core.errors import EngineLoadError
 
-_SHOWN_LOG_LEVELS = (1, 2, 3)  # information, warnings, errors; not what is for debugging
-_ERROR_LEVEL = 3
-_ERRORS: deque[str] = deque(maxlen=20)  # the newest ones, without the names of C functions before them
+_SHOWN_LOG_LEVELS = (2, 3, 4)  # information, warnings, errors; not what is for debugging
+_ERROR_LEVEL = 4
+_ERRORS: deque[str] = deque(maxlen=20)
 _KEPT: list[Any] = []  # what C code calls back must never be collected
 
 
@@ -42,11 +42,18 @@ def send_log(write: Callable[[str], object]) -> None:
         if level in _SHOWN_LOG_LEVELS:
             write(text.decode("utf-8", "replace"))
         if level == _ERROR_LEVEL:
-            _ERRORS.append(text.decode("utf-8", "replace").strip().partition(": ")[2])
+            _ERRORS.append(text.decode("utf-8", "replace").strip())
 
     callback = native.llama_log_callback(receive)
     _KEPT.append(callback)
     native.llama_log_set(callback, ctypes.c_void_p(0))
+
+
+def errors() -> list[str]:
+    """What llama.cpp has called an error since the last call."""
+    found = list(_ERRORS)
+    _ERRORS.clear()
+    return found
 
 
 def log_to_stderr() -> None:
@@ -69,12 +76,13 @@ class Model:
         params.vocab_only = vocab_only
         # on CPUs with AMX, weights in its own layout make the next decode crash (llama.cpp of 2026)
         params.use_extra_bufts = False
-        _ERRORS.clear()
+        errors()
         self.pointer = native.llama_model_load_from_file(str(path).encode(), params)
         if not self.pointer:
-            said = _ERRORS[0] if _ERRORS else "it gave no reason."
+            said = next((text for text in errors() if "error loading" in text), "it gave no reason")
+            said = re.sub(r"^.*?error loading model: |llama_model_loader: ", "", said)
             raise EngineLoadError(
-                f"llama.cpp can't read {path.name}: {said}",
+                f"llama.cpp can't read {path.name}: {said.rstrip('.')}.",
                 hint="The file may be damaged, or a kind of model that this version doesn't know.",
             )
         self._free = weakref.finalize(self, native.llama_model_free, self.pointer)

@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from core.engines.llamacpp_grammar import grammar_of
-from core.engines.llamacpp_model import Model, library
+from core.engines.llamacpp_model import Model, errors, library
 from core.errors import RequestRejected
 
 if TYPE_CHECKING:
@@ -102,9 +102,10 @@ class Sampler:
     def _make_grammar(self, model: Model, grammar: str) -> Any:
         made = self._native.llama_sampler_init_grammar(model.vocabulary, grammar.encode(), b"root")
         if not made:
+            said = errors()[-1:] or ["it gave no reason"]
             raise RequestRejected(
-                "llama.cpp can't read this structure's grammar.",
-                hint="Its first rule must be root; the engine's log names the place.",
+                f"llama.cpp can't read this structure's grammar: {said[0]}.",
+                hint="Correct it; the engine's log names the place.",
             )
         return made
 
