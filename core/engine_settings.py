@@ -32,6 +32,7 @@ GROUPS: Mapping[Group, str] = {
     "trust": "Trust",
 }
 LOCAL: tuple[EngineName, ...] = ("vllm", "transformers", "llamacpp", "scripted")
+_FROM_HUBS: tuple[EngineName, ...] = ("vllm", "transformers", "llamacpp")
 _SAVED_SMALL = (
     "awq", "awq_marlin", "auto_awq", "gptq", "gptq_marlin", "auto_gptq", "compressed-tensors", "modelopt",
     "modelopt_fp4", "quark", "torchao", "inc", "mxfp4", "experts_int8", "moe_wna16",
@@ -100,12 +101,12 @@ class Setting:
 SETTINGS: tuple[Setting, ...] = (
     Setting(
         name="hub", title="Hub", kind="text", group="model", choices=("huggingface", "modelscope"),
-        automatic="the hub that has it here, else Hugging Face", engines=("vllm", "transformers"),
+        automatic="the hub that has it here, else Hugging Face", engines=_FROM_HUBS,
         help="Where a model that isn't on this machine is downloaded from.",
     ),
     Setting(
         name="revision", title="Revision", kind="text", group="model", automatic="the newest",
-        engines=("vllm", "transformers"), help="Branch, tag or commit of the model on its hub.",
+        engines=_FROM_HUBS, help="Branch, tag or commit of the model on its hub.",
     ),
     Setting(
         name="base_url", title="Address", kind="text", group="model", automatic="none",
@@ -118,7 +119,8 @@ SETTINGS: tuple[Setting, ...] = (
     ),
     Setting(
         name="max_num_seqs", title="Requests at once", kind="int", group="main", minimum=1, maximum=16384,
-        automatic="256 on a CPU; 256, 504 or 1,024 on a GPU", engines=(*LOCAL, "openai"),
+        automatic="256 on a CPU; 256, 504 or 1,024 on a GPU; 8 to 32 of other engines",
+        engines=(*LOCAL, "openai"),
         help="How many requests of a batch the engine works on at the same time; chats have 8 places more.",
     ),
     Setting(
@@ -141,6 +143,7 @@ SETTINGS: tuple[Setting, ...] = (
     Setting(
         name="kv_cache_memory_bytes", title="KV cache (GiB)", kind="bytes", group="memory",
         minimum=1 << 20, automatic="what is left of the share; on a CPU half of the free memory at most",
+        engines=("vllm", "llamacpp"),
         help="Memory for the context of all running requests: less memory, fewer or shorter ones.",
     ),
     Setting(
@@ -165,7 +168,7 @@ SETTINGS: tuple[Setting, ...] = (
     ),
     Setting(
         name="max_num_batched_tokens", title="Tokens a step", kind="int", group="speed", minimum=16,
-        maximum=1 << 20, automatic="for the machine; 16,384 on a large GPU",
+        maximum=1 << 20, automatic="for the machine; 16,384 on a large GPU", engines=("vllm", "llamacpp"),
         help="The most tokens of prompts and answers in one step: more reads long prompts faster, and "
         "lets a chat wait longer.",
     ),
