@@ -144,6 +144,14 @@ def test_a_gguf_file_tells_its_model(gguf_file: Path) -> None:
     assert known.parameters == 2 * 64 * 64
 
 
+def test_a_split_gguf_file_is_as_large_as_its_parts(gguf_file: Path, tmp_path: Path) -> None:
+    first = gguf_file.rename(tmp_path / "big[1]-00001-of-00002.gguf")
+    (tmp_path / "big[1]-00002-of-00002.gguf").write_bytes(b"x" * 1000)
+    (tmp_path / "other-00002-of-00002.gguf").write_bytes(b"x" * 5000)
+    known = facts.read(first)
+    assert (known.layers, known.weights_bytes) == (12, first.stat().st_size + 1000)
+
+
 def test_a_gguf_header_is_fetched_in_few_pieces_and_its_vocabulary_is_not_kept(gguf_file: Path) -> None:
     read = Counting(gguf_file.read_bytes() + b"\0" * 50_000_000)
     header = headers.read_gguf(read)

@@ -9,7 +9,9 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import glob
 import json
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -92,19 +94,25 @@ class ModelFacts:
 
     def with_tensors(self, tensors: headers.Tensors) -> ModelFacts:
         """The same with what the headers of its weights say."""
-        counted = self.parameters
-        if counted is None and self.quantization is None:
-            counted = tensors.total_numbers
+        counted = tensors.total_numbers if self.quantization is None else self.parameters
         return dataclasses.replace(
             self, tensors=tensors, weights_bytes=tensors.total_bytes, parameters=counted, format="safetensors"
         )
+
+    def in_parts(self, size_bytes: int) -> ModelFacts:
+        """The same where the header is that of the first of several files, of so many bytes together."""
+        return dataclasses.replace(self, weights_bytes=size_bytes, tensors=None, parameters=None)
 
 
 def read(path: Path) -> ModelFacts:
     """Of a model's folder or GGUF file. Raises ModelError. Files that did not change are read once."""
     path = Path(path)
     try:
-        files = [path] if path.is_file() else [path / "config.json", *sorted(path.glob("*.safetensors"))]
+        files = (
+            gguf_parts(path)
+            if path.is_file()
+            else [path / "config.json", *sorted(path.glob("*.safetensors"))]
+        )
         stamp = tuple((str(file), file.stat().st_mtime_ns, file.stat().st_size) for file in files)
     except OSError as error:
         raise ModelError(
@@ -118,12 +126,26 @@ def read(path: Path) -> ModelFacts:
 def _read(path: Path, _stamp: tuple[tuple[str, int, int], ...]) -> ModelFacts:
     try:
         if path.is_file():
-            from core.models.gguf_facts import from_gguf  # which needs ModelFacts from here
-
-            return from_gguf(headers.read_gguf(headers.local(path), path.name))
+            return _read_gguf(path)
         return _read_folder(path)
     except OSError as error:
         raise ModelError(f"{path} can't be read: {error.strerror or error}.") from error
+
+
+def gguf_parts(path: Path) -> list[Path]:
+    """A GGUF file, with its other parts where it was split (NAME-00001-of-00003.gguf)."""
+    part = re.fullmatch(r"(.*)-\d{5}-of-(\d{5})\.gguf", path.name, re.IGNORECASE)
+    if not part:
+        return [path]
+    return sorted(path.parent.glob(f"{glob.escape(part[1])}-[0-9][0-9][0-9][0-9][0-9]-of-{part[2]}.gguf"))
+
+
+def _read_gguf(path: Path) -> ModelFacts:
+    from core.models.gguf_facts import from_gguf  # which needs ModelFacts from here
+
+    known = from_gguf(headers.read_gguf(headers.local(path), path.name))
+    parts = gguf_parts(path)
+    return known if len(parts) == 1 else known.in_parts(sum(part.stat().st_size for part in parts))
 
 
 def _read_folder(folder: Path) -> ModelFacts:

@@ -178,13 +178,14 @@ def _simple(facts: ModelFacts, device: Device, spec: EngineSpec) -> Fit:
     weights = fit_sizes.weights_bytes(facts, kept)
     overhead = fit_sizes.simple_overhead(spec.engine)
     number = 2.0 if of_llama else fit_sizes.kv_number_bytes(facts, kept)
-    layout = kv_cache.layout(facts, number_bytes=number, block_tokens=1)
+    token_bytes = kv_cache.layout(facts, number_bytes=number).token_bytes
+    layout = kv_cache.plain_layout(token_bytes, 1)  # all of a request is kept, windows or not
     left = device.memory_bytes - weights - sum(part.size_bytes for part in overhead)
     cache = spec.kv_cache_memory_bytes or max(0, left) // 2
-    longest = max(0, min(facts.context_tokens, cache // max(1, layout.token_bytes)))
+    longest = max(0, min(facts.context_tokens, cache // max(1, token_bytes)))
     least = min(spec.max_model_len or _LEAST_CONTEXT, facts.context_tokens)
     if longest < least:
-        missing = 2 * (least * layout.token_bytes - cache) if left > 0 else -left
+        missing = 2 * (least * token_bytes - cache) if left > 0 else -left
         return _too_large(facts, device, spec, weights, overhead, max(1, missing), None, layout)
     wanted = facts.context_tokens
     if of_llama:  # it is made for less than the model's context, unless told
@@ -192,7 +193,7 @@ def _simple(facts: ModelFacts, device: Device, spec: EngineSpec) -> Fit:
     context = min(spec.max_model_len or wanted, longest)
     if of_llama and not spec.kv_cache_memory_bytes:
         cells = min(fit_sizes.LLAMA_CELLS, longest, context * fit_sizes.llama_slots(spec, device.kind))
-        cache = max(context, cells) * layout.token_bytes
+        cache = max(context, cells) * token_bytes
     return _fitting(
         facts,
         device,

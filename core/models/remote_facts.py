@@ -46,8 +46,7 @@ def of_files(files: Sequence[RepoFile], ranges: Callable[[RepoFile], headers.Rea
         known = gguf_facts.from_gguf(headers.read_gguf(ranges(ggufs[0]), ggufs[0].name))
         if len(ggufs) == 1:
             return known
-        total = sum(file.size_bytes for file in ggufs)  # in parts: the first one's header has its own tensors
-        return dataclasses.replace(known, weights_bytes=total, tensors=None, parameters=None)
+        return known.in_parts(sum(file.size_bytes for file in ggufs))
     config = next((file for file in files if file.path == "config.json"), None)
     if config is None:
         raise ModelError(f"{name} has no config.json.", hint="Its sizes can only be told once it is here.")
