@@ -8,33 +8,31 @@ from core.adapters.registry import BASE, is_base
 from pages.parts import session
 from pages.parts.markdown import plain_text
 
-_NOBODY = "None: the model itself"
+_NOBODY = ""
 _HELP = "A LoRA adapter answers in place of the model. Register them on the models page, under Adapters."
 
 
 def adapter_picker(key: str, first: str | None) -> str | None:
     """Draw the choice, beginning with `first`; gives the adapter's name, None for the model itself."""
-    first = None if is_base(first) else first
     names = list(adapter_names())
-    now = st.session_state.get(key, first)
-    if not names and now is None:
+    now = st.session_state.get(key, _NOBODY if is_base(first) else first)
+    if not names and now == _NOBODY:
         return None
-    if now is not None and now not in names:
-        names.append(now)
+    options = [_NOBODY, *names, *(() if now in (_NOBODY, *names) else (now,))]
     why_not = why_no_adapters()
     chosen = st.selectbox(
         "Adapter",
-        [None, *names],
-        index=[None, *names].index(now),
-        format_func=lambda name: _NOBODY if name is None else _title(name),
+        options,
+        index=options.index(now),
+        format_func=_title,
         key=key,
-        disabled=why_not is not None and now is None,  # one that is set can still be taken away
+        disabled=why_not is not None and now == _NOBODY,  # one that is set can still be taken away
         help=_HELP,
         persist_state="session",
     )
     if why_not is not None:
         st.caption(f"{plain_text(why_not)} Load it again with LoRA to use adapters.")
-    return chosen
+    return chosen or None
 
 
 def adapter_names() -> tuple[str, ...]:
@@ -62,6 +60,8 @@ def loaded() -> tuple[str, ...]:
 
 
 def _title(name: str) -> str:
+    if name == _NOBODY:
+        return "None: the model itself"
     one = next((one for one in session.adapters().list() if one.name == name), None)
     if one is None:
         return f"{name} (removed)"
