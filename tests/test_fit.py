@@ -251,6 +251,8 @@ def test_llama_cpp_is_made_for_less_than_a_long_context_unless_told() -> None:
     asked = fit.estimate(llama, device, EngineSpec(engine="llamacpp"))
     assert (asked.verdict, asked.context_tokens, asked.largest_context) == ("fits", 16_384, 131_072)
     assert asked.kv_cache_bytes == 32_768 * asked.kv_bytes_per_token
+    small = dataclasses.replace(model("smollm2-135m"), format="gguf", weights_bytes=98 << 20)
+    assert fit.estimate(small, device, EngineSpec(engine="llamacpp")).kv_cache_tokens == 32_768
     told = fit.estimate(llama, device, EngineSpec(engine="llamacpp", max_model_len=131_072))
     assert (told.verdict, told.context_tokens) == ("fits", 131_072)
 

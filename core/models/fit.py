@@ -182,7 +182,8 @@ def _simple(facts: ModelFacts, device: Device, spec: EngineSpec) -> Fit:
     layout = kv_cache.plain_layout(token_bytes, 1)  # all of a request is kept, windows or not
     left = device.memory_bytes - weights - sum(part.size_bytes for part in overhead)
     cache = spec.kv_cache_memory_bytes or max(0, left) // 2
-    longest = max(0, min(facts.context_tokens, cache // max(1, token_bytes)))
+    room = cache // max(1, token_bytes)
+    longest = min(facts.context_tokens, room)
     least = min(spec.max_model_len or _LEAST_CONTEXT, facts.context_tokens)
     if longest < least:
         missing = 2 * (least * token_bytes - cache) if left > 0 else -left
@@ -192,7 +193,7 @@ def _simple(facts: ModelFacts, device: Device, spec: EngineSpec) -> Fit:
         wanted = min(wanted, fit_sizes.LLAMA_CONTEXT)
     context = min(spec.max_model_len or wanted, longest)
     if of_llama and not spec.kv_cache_memory_bytes:
-        cells = min(fit_sizes.LLAMA_CELLS, longest, context * fit_sizes.llama_slots(spec, device.kind))
+        cells = min(fit_sizes.LLAMA_CELLS, room, context * fit_sizes.llama_slots(spec, device.kind))
         cache = max(context, cells) * token_bytes
     return _fitting(
         facts,
