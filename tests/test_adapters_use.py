@@ -7,9 +7,10 @@ from dataclasses import replace
 import pytest
 from chatting import begin, ended
 from test_adapters import make_adapter
+from typer.testing import CliRunner
 from waiting import until
 
-from core import revisions
+from core import cli, revisions
 from core.adapters.registry import Adapters
 from core.chat import Chats
 from core.command_line import command_line
@@ -215,3 +216,38 @@ def test_the_command_line_of_a_run_names_its_adapters(jobs, tmp_path):
 def test_a_grid_takes_an_adapter_once():
     with pytest.raises(ParameterError, match="twice"):
         grid(SetSpec(name="-"), {"adapter": ["red", "red"]})
+
+
+# -- the command line ---------------------------------------------------------------
+
+
+def core(*arguments):
+    return CliRunner().invoke(cli.app, [*arguments, "--engine", "scripted"])
+
+
+@pytest.fixture
+def named(settings, store, tmp_path):
+    """The workspace of the commands, with the adapter red."""
+    Adapters(settings, store).add("red", make_adapter(tmp_path / "red"))
+
+
+def test_a_batch_from_the_command_line(named, tmp_path):
+    path, out = table(tmp_path, [["a", "red"], ["a", ""], ["a", "base"]]), tmp_path / "out.jsonl"
+    asked = ["--template", "{{ text }}", "--param", "temperature=0"]
+    done = core("batch", str(path), "-o", str(out), *asked, "--adapter", "red", "--adapter-column", "voice")
+    assert done.exit_code == 0, done.stderr
+    red, empty, base = (json.loads(line)["answer"] for line in out.read_text().splitlines())
+    assert red == empty != base
+    refused = core("batch", str(path), "-o", str(out), *asked, "--adapter", "green")
+    assert isinstance(refused.exception, ModelError) and "no adapter 'green'" in str(refused.exception)
+
+
+def test_a_comparison_from_the_command_line(named, tmp_path):
+    out = tmp_path / "out.json"
+    done = core("compare", "--prompt", "Hello", "--grid", "adapter=base,red", "-o", str(out))
+    assert done.exit_code == 0, done.stderr
+    assert [one["adapter"] for one in json.loads(out.read_text())["spec"]["sets"]] == ["base", "red"]
+    done = core("compare", "--prompt", "Hello", "--set", "loud: adapter=red temperature=0", "-o", str(out))
+    assert done.exit_code == 0, done.stderr
+    (one,) = json.loads(out.read_text())["spec"]["sets"]
+    assert (one["adapter"], one["params"]) == ("red", {"temperature": 0.0})

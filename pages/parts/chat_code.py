@@ -8,6 +8,7 @@ from typing import Any
 import streamlit as st
 
 from core import prompt_styles, snippets
+from core.adapters.registry import is_base
 from core.chat import prompt_messages
 from core.chat_templates import fit
 from core.conversations import StoredMessage
@@ -40,16 +41,21 @@ def _code(settings: ChatSettings, path: Sequence[StoredMessage]) -> None:
         st.error(plain_text(str(error)))
         return
     info = session.runtime().status().info
+    adapter = None if is_base(options.adapter) else options.adapter
     what = {
         "asked": asked,
         "params": params,
-        "model": info.model if info else "MODEL",
+        "model": adapter or (info.model if info else "MODEL"),  # a server knows adapters as models
         "base_url": _BASE_URL,
         "template_options": options.template_options if options.style == prompt_styles.CHAT else None,
         "top_logprobs": options.top_logprobs,
         "generation_config": info.generation_config if info else None,
     }
     st.caption("The same request to an OpenAI-compatible server, such as vLLM's own.")
+    if adapter is not None:
+        st.caption(
+            "The server must have the adapter: `vllm serve MODEL --enable-lora --lora-modules NAME=FOLDER`."
+        )
     python, curl = st.tabs(["Python", "curl"])
     python.code(snippets.python(**what), language="python", wrap_lines=True)
     curl.code(snippets.curl(**what), language="bash", wrap_lines=True)
