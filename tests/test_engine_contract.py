@@ -377,7 +377,14 @@ def test_adapters_change_the_answer_or_are_refused(subject: Subject) -> None:
             complete(subject, STORY, adapter=LoraAdapter("none", "nowhere", 1))
 
 
-VALUES = {"float": 0.5, "int": 3, "text_list": ["x"], "int_list": [1], "map": {"1": 1.0}}
+VALUES = {
+    "float": 0.5,
+    "int": 3,
+    "text_list": ["x"],
+    "int_list": [1],
+    "map": {"1": 1.0},
+    "structured": {"choice": ["a"]},
+}
 
 
 def test_parameters_it_does_not_take_are_refused_for_its_reason(subject: Subject) -> None:
