@@ -140,6 +140,7 @@ def _lines(known: ModelFacts, estimate: Fit, options: tuple[fit.Option, ...]) ->
         f"{estimate.verdict}: {estimate.advice}",
         *(f"  {name:<16}{figure:>10}  {words}".rstrip() for name, figure, words in rows),
         *estimate.notes,
+        *([fit.NOTHING_HELPS] if estimate.verdict == "too large" and not options else []),
         *(f"would fit: {option.title}  ({_settings(option.changes)})" for option in options),
     ]
 

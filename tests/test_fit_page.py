@@ -149,7 +149,8 @@ def test_the_command_says_whether_it_fits(settings) -> None:
     short = json.loads(run(*config, "--memory", "24 GB", "--max-model-len", "4096", "--json").output)
     assert (short["verdict"], short["context_tokens"], short["options"]) == ("fits", 4096, [])
     large = run(*config, "--memory", "8g", "--gpus", "0", "--engine-arg", "dtype=float32")
-    assert "too large" in large.output
+    assert "too large" in large.output and "dtype=bfloat16" not in large.output
+    assert fit.NOTHING_HELPS in large.output
 
 
 @pytest.mark.parametrize(

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 
 GPU_SHARE = 0.92
 """vLLM's default gpu_memory_utilization, 0.26 to 0.33."""
+NOTHING_HELPS = "No settings would make it fit: choose a smaller model, or one that was saved quantized."
 _LEAST_CONTEXT = 512
 Verdict = Literal["fits", "shorter", "too large", "elsewhere"]
 

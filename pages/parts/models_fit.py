@@ -98,6 +98,8 @@ def _card(estimate: Fit, options: Sequence[fit.Option], key: str) -> None:
                 "**What would fit**" if estimate.verdict == "too large" else "**For a longer context**"
             )
             st.markdown("\n".join(_option_line(option) for option in options[:_MOST_OPTIONS]))
+        elif estimate.verdict == "too large":
+            st.caption(fit.NOTHING_HELPS)
         with st.expander("Where the figures come from"):
             _sources(estimate)
 
