@@ -12,7 +12,7 @@ import pytest
 from core.engines import scripted, watch
 from core.engines.guard import Guard
 from core.engines.scripted import ScriptedEngine
-from core.errors import EngineDied, EngineLoadError, EngineNotReady, EngineUnavailable
+from core.errors import EngineDied, EngineLoadError, EngineNotReady, EngineUnavailable, ParameterError
 from core.runtime import Runtime
 from core.settings import Settings
 from core.types import EngineSpec, EngineStatus, Request
@@ -185,6 +185,53 @@ def test_last_of_many_loads_wins(settings: Settings, mortal: type[Mortal]) -> No
     for length in range(20, 60):
         runtime.load(EngineSpec(engine="scripted", max_model_len=length))
     assert runtime.wait_ready(10).info.max_model_len == 59
+    runtime.close()
+
+
+def test_a_spec_that_makes_no_sense_is_refused_and_the_engine_stays(scripted_runtime: Runtime) -> None:
+    engine = scripted_runtime.engine
+    with pytest.raises(ParameterError, match="max_model_len=3 is out of range"):
+        scripted_runtime.load(EngineSpec(engine="scripted", max_model_len=3))
+    with pytest.raises(ParameterError, match="setting of vllm"):
+        scripted_runtime.load(EngineSpec(engine="scripted", tensor_parallel_size=2))
+    assert scripted_runtime.engine is engine
+
+
+def test_memory_is_read_around_each_load_and_unload(scripted_runtime: Runtime) -> None:
+    scripted_runtime.load(SCRIPTED)
+    scripted_runtime.wait_ready(10)
+    scripted_runtime.unload()
+    wait_for(scripted_runtime, lambda status: status.phase == "empty")
+    readings = scripted_runtime.memory_readings()
+    assert [reading.event for reading in readings] == ["load", "unload", "load", "unload"]
+    assert {reading.model for reading in readings} == {"scripted"}
+    assert all(reading.before_bytes > 0 and reading.after_bytes > 0 for reading in readings)
+    assert list(readings) == sorted(readings, key=lambda reading: reading.at)
+
+
+def test_users_of_the_engine_are_counted_by_kind(scripted_runtime: Runtime) -> None:
+    busy = {"chats": 2, "comparisons": 0}
+    for kind in busy:
+        scripted_runtime.add_user(kind, lambda kind=kind: busy[kind])
+    assert scripted_runtime.in_use() == {"chats": 2}
+    busy.update(chats=0)
+    assert scripted_runtime.in_use() == {}
+
+
+@pytest.mark.parametrize(
+    ("values", "engine", "base_url"),
+    [
+        ({"engine": "auto", "base_url": "http://gpu-box:8000/v1", "model": "org/x"}, "openai", True),
+        ({"engine": "scripted", "base_url": "http://gpu-box:8000/v1"}, "scripted", False),
+        ({"engine": "transformers", "kv_cache_memory_bytes": 1 << 30}, "transformers", False),
+    ],
+)
+def test_default_spec_has_only_what_its_engine_takes(
+    settings: Settings, values: dict[str, object], engine: str, base_url: bool
+) -> None:
+    runtime = Runtime(settings.model_copy(update=values))
+    spec = runtime.default_spec()
+    assert (spec.engine, bool(spec.base_url), spec.kv_cache_memory_bytes) == (engine, base_url, None)
     runtime.close()
 
 

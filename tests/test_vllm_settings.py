@@ -113,3 +113,44 @@ def test_stages_only_go_forward() -> None:
     assert stage_of(line, "Starting the engine process") == "Loading weights"
     assert stage_of(line, "Warming up") is None
     assert stage_of("INFO something else") is None
+
+
+def test_what_needs_no_choice_is_passed_on() -> None:
+    spec = EngineSpec(
+        kv_cache_dtype="fp8",
+        quantization="fp8",
+        tensor_parallel_size=2,
+        pipeline_parallel_size=2,
+        enable_prefix_caching=False,
+        speculative_config={"method": "ngram", "num_speculative_tokens": 3},
+        trust_remote_code=True,
+    )
+    arguments = choose(spec, SEVEN_B, gpu(139)).arguments
+    assert (arguments["kv_cache_dtype"], arguments["quantization"]) == ("fp8", "fp8")
+    assert (arguments["tensor_parallel_size"], arguments["pipeline_parallel_size"]) == (2, 2)
+    assert arguments["enable_prefix_caching"] is False and arguments["trust_remote_code"] is True
+    assert arguments["speculative_config"]["num_speculative_tokens"] == 3
+    assert "trust_remote_code" not in choose(EngineSpec(), SEVEN_B, gpu(139)).arguments
+
+
+def test_copies_of_the_model_widen_the_batch() -> None:
+    one, four = (choose(EngineSpec(data_parallel_size=n), SEVEN_B, gpu(139)) for n in (1, 4))
+    assert four.batch_slots == 4 * one.batch_slots
+    assert four.arguments["max_num_seqs"] == one.arguments["max_num_seqs"]
+    ray = EngineSpec(data_parallel_size=2, distributed_executor_backend="ray")
+    assert choose(ray, SEVEN_B, gpu(139)).arguments["data_parallel_backend"] == "ray"
+
+
+def test_a_step_holds_the_longest_prompt_without_chunks() -> None:
+    spec = EngineSpec(enable_chunked_prefill=False)
+    for device in (cpu(64), gpu(23)):
+        arguments = choose(spec, SMOL, device).arguments
+        assert arguments["max_num_batched_tokens"] >= SMOL.context_tokens
+
+
+def test_a_cpu_keeps_one_lora_place_empty() -> None:
+    spec = EngineSpec(enable_lora=True, max_loras=2, max_cpu_loras=2, max_lora_rank=64)
+    on_cpu = choose(spec, SMOL, cpu(16)).arguments
+    assert (on_cpu["max_loras"], on_cpu["max_cpu_loras"], on_cpu["max_lora_rank"]) == (3, 3, 64)
+    assert choose(spec, SMOL, gpu(23)).arguments["max_loras"] == 2
+    assert "max_loras" not in choose(EngineSpec(), SMOL, cpu(16)).arguments
