@@ -20,6 +20,7 @@ HEAVY = {
         "core/engines/vllm_start.py",
         "core/engines/vllm_stats.py",
     },
+    "llama_cpp": {"core/engines/llamacpp_grammar.py", "core/engines/llamacpp_model.py"},
     "peft": {"core/adapters/merge_worker.py"},
     "torch": {
         "core/adapters/merge_worker.py",
@@ -31,6 +32,7 @@ HEAVY = {
     "transformers": {
         "core/adapters/merge_worker.py",
         "core/engines/hf_backend.py",
+        "core/engines/llamacpp.py",
         "core/engines/vllm_start.py",
         "core/engines/vllm_models.py",
         "core/engines/tokenizer.py",
@@ -41,6 +43,7 @@ PURE = {
     "core/sampling.py",
     "core/sampling_rules.py",
     "core/sampling_values.py",
+    "core/engines/llamacpp_memory.py",
     "core/engines/worker_text.py",
     "core/microscope.py",
     "core/reasoning.py",

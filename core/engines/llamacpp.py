@@ -169,6 +169,9 @@ class GgufTokenizer:
         self._model = Model(path, vocab_only=True)
         start, end = self._model.start_id, self._model.end_id
         self._start = "" if start is None else self._model.texts([start])[0]
+        from transformers.utils.chat_template_utils import render_jinja_template
+
+        self._render = render_jinja_template  # imported now: the first chat shall not wait for it
         self._end = "" if end is None else self._model.texts([end])[0]
 
     @property
@@ -198,7 +201,6 @@ class GgufTokenizer:
     ) -> list[str]:
         """By transformers' own renderer, in its sandbox. Raises TemplateError."""
         from jinja2 import TemplateError as JinjaError
-        from transformers.utils.chat_template_utils import render_jinja_template
 
         template = self.chat_template
         if template is None:
@@ -212,7 +214,7 @@ class GgufTokenizer:
         _check_variables(variables)
         conversations = [[message.as_dict() for message in chat] for chat in chats]
         try:
-            rendered, _ = render_jinja_template(conversations, chat_template=template, **variables)
+            rendered, _ = self._render(conversations, chat_template=template, **variables)
         except (JinjaError, ValueError, TypeError) as error:
             raise TemplateError(
                 f"{self._name}'s chat template refuses these messages: {error}",

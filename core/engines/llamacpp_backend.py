@@ -8,6 +8,7 @@ at work or ended, is not read again.
 from __future__ import annotations
 
 import os
+import weakref
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -156,9 +157,11 @@ class LlamaCppBackend:
         context = self._native.llama_init_from_model(self._model.pointer, params)
         if not context:
             raise EngineLoadError(
-                f"llama.cpp has no room for {cells:,} tokens of context beside the model.",
+                f"llama.cpp found no room for {cells:,} tokens of context beside the model.",
                 hint="Lower max_model_len, max_num_seqs or kv_cache_memory_bytes.",
             )
+        free = weakref.finalize(self, self._native.llama_free, context)
+        free.atexit = False  # the process ends anyway, and the library may have gone before
         return context
 
     # Sequences

@@ -7,6 +7,7 @@ grammar is asked about the token that was drawn, and about all tokens only where
 from __future__ import annotations
 
 import ctypes
+import hashlib
 import math
 import secrets
 from collections.abc import Mapping, Sequence
@@ -146,10 +147,11 @@ class Sampler:
 
 
 def _seed(seed: int | None) -> int:
-    """llama.cpp's seeds have 32 bits, ours 64."""
+    """llama.cpp's seeds have 32 bits, ours 64; small ones would begin alike (seed 1 with a rare token)."""
     if seed is None:
         return secrets.randbelow(_NO_SEED)
-    return ((seed ^ (seed >> 32)) & 0xFFFFFFFF) % _NO_SEED
+    digest = hashlib.blake2b(seed.to_bytes(8, "big", signed=True), digest_size=4).digest()
+    return int.from_bytes(digest, "big") % _NO_SEED
 
 
 class _Limits:
