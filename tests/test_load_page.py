@@ -40,6 +40,7 @@ def test_other_settings_load_the_engine_and_are_kept_for_the_model(app):
     assert [what.split()[0] for what in table["What"]][:2] == ["load", "unload"]
     button(app, "Back to automatic").click().run()
     assert session.saved_settings().find("embedded") is None
+    assert field(app, "Context length (tokens)").value is None  # though it is loaded so
 
 
 def test_what_cannot_be_loaded_is_said_before_the_engine_goes(app):

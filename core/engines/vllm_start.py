@@ -102,7 +102,7 @@ def child_environment(device: DeviceFacts, *, eager: bool = False) -> dict[str, 
     variables = dict(OFFLINE)
     # A worker has nothing to save. With vLLM's 5 s of patience, one on a busy machine outlasts the
     # end of its core, which is then killed and leaks its shared memory.
-    variables["VLLM_WORKER_SHUTDOWN_TIMEOUT_SECONDS"] = "2"
+    variables["VLLM_WORKER_SHUTDOWN_TIMEOUT_SECONDS"] = "1"
     if device.kind == "cpu":
         # One thread and the default OpenMP: 840 tokens/s; all cores: 1,330; Intel's OpenMP too: 1,430.
         variables["VLLM_CPU_NUM_OF_RESERVED_CPU"] = "0"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 from collections.abc import Sequence
 from dataclasses import replace
 
@@ -19,8 +18,9 @@ from pages.parts.charts import gibibytes
 from pages.parts.engine_in_use import in_use_words
 from pages.parts.engine_settings import settings_form
 from pages.parts.markdown import plain_text
+from pages.parts.models_fit import fit_card
 
-_ASKING, _TURN = "models_load:asking", "models_load:turn"
+_ASKING, _TURN, _CLEARED = "models_load:asking", "models_load:turn", "models_load:cleared"
 _SHOWN_READINGS = 6
 
 
@@ -30,12 +30,14 @@ def load_form(model: LibraryModel) -> None:
     left, right = st.columns([3, 2], gap="large")
     with left:
         start = _engine(model, start)
+        if start is None:
+            return
         key = f"models_load:{start.engine}:{start.model}:{start.revision}:{st.session_state.get(_TURN, 0)}"
         spec = settings_form(key, start, choice.this_machine())
         if spec is not None and spec.enable_lora:
             spec = session.adapters().with_lora(spec)
     with right:
-        fits = spec is None or _fit(model, spec)
+        fits = spec is None or fit_card(model, spec)
     with left:
         _load_row(spec, fits and model.problem is None)
     _memory(session.runtime().memory_readings())
@@ -43,27 +45,28 @@ def load_form(model: LibraryModel) -> None:
 
 def _start(model: LibraryModel) -> EngineSpec:
     """What the form begins with: what is loaded, if it is this model, else what was kept for it."""
-    loaded, default = session.runtime().status().spec, session.runtime().default_spec()
-    if loaded is not None and loaded.model == model.model:
-        spec = loaded
-    elif default.model == model.model:
-        spec = session.saved_settings().find(model.model) or default
-    else:
-        spec = session.saved_settings().find(model.model) or EngineSpec(
-            engine=choice.suggest(str(model.path)), model=model.model
-        )
+    loaded, spec = session.runtime().status().spec, session.runtime().default_spec()
+    if spec.model != model.model:
+        spec = EngineSpec(engine=choice.suggest(str(model.path)), model=model.model)
+    if st.session_state.get(_CLEARED) != model.model:
+        is_loaded = loaded is not None and loaded.model == model.model
+        spec = loaded if is_loaded else session.saved_settings().find(model.model) or spec
     return replace(spec, hub=model.hub, revision=model.revision)
 
 
-def _engine(model: LibraryModel, start: EngineSpec) -> EngineSpec:
-    """Choose among the engines that read this model; those that can't run here are named with the reason."""
+def _engine(model: LibraryModel, start: EngineSpec) -> EngineSpec | None:
+    """Choose among the engines that read this model; those that can't run here are named with the reason.
+
+    None where no engine can.
+    """
     readers = _readers(model, start)
     can = {each.engine: each for each in readers if each.obstacle is None}
     for each in readers:
         if each.obstacle:
-            st.caption(f"**{each.title}** can't run here. {plain_text(each.obstacle)}")
+            say = st.caption if can else st.warning
+            say(f"**{each.title}** can't run here. {plain_text(each.obstacle)}")
     if not can:
-        return start
+        return None
     engine = start.engine if start.engine in can else next(iter(can))
     if len(can) > 1:
         engine = st.segmented_control(
@@ -79,15 +82,6 @@ def _readers(model: LibraryModel, start: EngineSpec) -> list[Offer]:
     if start.engine == "scripted" or session.runtime().settings.engine == "scripted":
         names.add("scripted")
     return [each for each in choice.offers(choice.this_machine()) if each.engine in names]
-
-
-def _fit(model: LibraryModel, spec: EngineSpec) -> bool:
-    """Draw whether it fits; False when it doesn't seem to."""
-    if importlib.util.find_spec("pages.parts.models_fit") is None:
-        return True
-    from pages.parts.models_fit import fit_card
-
-    return fit_card(model, spec) is not False
 
 
 def _load_row(spec: EngineSpec | None, fits: bool) -> None:
@@ -115,6 +109,8 @@ def _load_row(spec: EngineSpec | None, fits: bool) -> None:
         st.session_state[_ASKING] = True
     elif pressed:
         _load(spec)
+    if not words:
+        _stop_asking()
     if words and st.session_state.get(_ASKING) and spec is not None and problem is None:
         _ask(words, spec)
 
@@ -134,6 +130,7 @@ def _stop_asking() -> None:
 
 def _reset(model: str) -> None:
     session.saved_settings().forget(model)
+    st.session_state[_CLEARED] = model
     st.session_state[_TURN] = st.session_state.get(_TURN, 0) + 1
 
 
@@ -145,6 +142,7 @@ def _load(spec: EngineSpec) -> None:
         st.error(plain_text(str(error)))
         return
     session.saved_settings().save(spec)
+    st.session_state.pop(_CLEARED, None)
     st.rerun()
 
 
