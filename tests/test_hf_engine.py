@@ -9,11 +9,12 @@ from typing import Any
 
 import pytest
 
+from core.engines import hf_backend
 from core.engines.hf_backend import TransformersBackend
 from core.engines.hf_sampling import Chooser, choose
 from core.engines.tokenizer import Tokenizer
 from core.engines.worker_text import Work
-from core.errors import RequestRejected
+from core.errors import ModelError, RequestRejected
 
 PROMPTS = [[11, 12, 13], [400, 22, 23, 24, 25, 26, 27, 28, 29], [31], [900, 42, 43, 44, 45]]
 SMALL = {
@@ -216,3 +217,15 @@ def test_tokens_outside_the_vocabulary_are_refused(tokenizer: Tokenizer) -> None
     for params in ({"logit_bias": {"1000": 1}}, {"allowed_token_ids": [1000]}, {"stop_token_ids": [-1]}):
         with pytest.raises(RequestRejected, match="not in the model's vocabulary of 1000"):
             backend.add((0, 0), work(PROMPTS[0], **params))
+
+
+def test_the_context_is_what_memory_holds(tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(hf_backend, "_free_bytes", lambda device: 2 * 100 * token_bytes)
+    token_bytes = 2 * 2 * 2 * 8 * 4  # keys and values, two layers, two heads of eight floats
+    with pytest.raises(ModelError, match="room for 100 tokens, not for 128"):
+        made(llama(), tokenizer)
+    monkeypatch.setattr(hf_backend, "_LEAST_CONTEXT", 64)
+    backend = made(llama(), tokenizer)
+    assert (backend.context_tokens, backend.facts["cache_bytes"]) == (100, 100 * token_bytes)
+    assert "reduced from 128 to 100 tokens" in backend.facts["notes"][0]
+    assert made(recurrent(), tokenizer).context_tokens == 128

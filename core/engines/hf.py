@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Coroutine
+from pathlib import Path
 from typing import Any
 
 from core import machine
@@ -17,8 +18,9 @@ from core.engines.tokenizer import Tokenizer, end_ids
 from core.engines.vllm_models import read_generation_config
 from core.engines.worker import Worker
 from core.engines.worker_engine import WorkerEngine
-from core.errors import EngineLoadError
+from core.errors import EngineLoadError, ModelError
 from core.hub import permissions
+from core.models import facts
 from core.models.locate import locate
 from core.settings import Settings
 from core.types import EngineInfo, EngineSpec, Feature
@@ -62,6 +64,7 @@ def load(
         "dtype": spec.dtype,
         "slots": slots + _CHAT_SLOTS,
         "context_tokens": spec.max_model_len,
+        "made_for": _made_for(model.path),
         "end_ids": end_ids(tokenizer, generation_config),
         "trust_remote_code": spec.trust_remote_code,
         "allow_pickle": "pickle" in permissions.allowed(settings, spec.model, spec.hub),
@@ -73,25 +76,25 @@ def load(
     except EngineLoadError as error:
         said = f"{model.name} could not be loaded: {error.message}"
         raise EngineLoadError(said, hint=error.hint, log=error.log) from error
-    facts = worker.facts
+    found = worker.facts
     info = EngineInfo(
         model=model.name,
         revision=model.revision,
-        device=_device(facts["device"]),
-        dtype=facts["dtype"],
-        max_model_len=facts["context_tokens"],
+        device=_device(found["device"]),
+        dtype=found["dtype"],
+        max_model_len=found["context_tokens"],
         max_num_seqs=slots + _CHAT_SLOTS,
         batch_slots=slots,
-        kv_cache_tokens=facts["cache_tokens"],
-        kv_cache_bytes=facts["cache_bytes"],
+        kv_cache_tokens=found["cache_tokens"],
+        kv_cache_bytes=found["cache_bytes"],
         has_chat_template=tokenizer.has_chat_template,
         generation_config=generation_config,
-        engine_version=facts["version"],
-        settings={"max_num_seqs": slots, "notes": list(facts["notes"])},
+        engine_version=found["version"],
+        settings={"max_num_seqs": slots, "notes": list(found["notes"])},
         load_s=time.monotonic() - began,
         cannot=_CANNOT,
         cannot_params=_CANNOT_PARAMS,
-        weights_bytes=facts["weights_bytes"],
+        weights_bytes=found["weights_bytes"],
     )
     engine = WorkerEngine(spec=spec, info=info, tokenizer=tokenizer, worker=worker)
     try:
@@ -101,6 +104,14 @@ def load(
         run(engine.close())
         raise
     return engine
+
+
+def _made_for(path: Path) -> int | None:
+    """The context that the model's makers name, with what a scaled RoPE adds; None where they don't."""
+    try:
+        return facts.read(path).context_tokens
+    except ModelError:  # sizes that can't be read: transformers may know the model all the same
+        return None
 
 
 def _device(kind: str) -> str:

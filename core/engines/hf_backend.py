@@ -21,7 +21,7 @@ from core.engines.hf_rows import Rows
 from core.engines.hf_sampling import Chooser
 from core.engines.tokenizer import Tokenizer
 from core.engines.worker_text import Key, Token, Work
-from core.errors import RequestRejected
+from core.errors import ModelError, RequestRejected
 
 if TYPE_CHECKING:
     import numpy as np
@@ -31,6 +31,9 @@ _PROMPT_TOKENS = {"cpu": 2048, "cuda": 16384}
 """Most tokens of prompts that one step reads, padding included; one prompt alone may be longer."""
 _CHOICES_AT_ONCE = 8
 _ONE_AFTER_ANOTHER = "This model's requests are answered batch after batch: none can join one under way."
+_REDUCED = "The context was reduced from {:,} to {:,} tokens: there is no memory for more."
+_CONTEXT_TOKENS = 2048
+_LEAST_CONTEXT = 512
 _CACHE_SHARE = 0.5
 """Of the memory that is free after the load, for keys and values: a step copies a layer's."""
 
@@ -43,11 +46,16 @@ def make(
     dtype: str,
     slots: int,
     context_tokens: int | None,
+    made_for: int | None,
     end_ids: Sequence[int],
     trust_remote_code: bool,
     allow_pickle: bool,
 ) -> TransformersBackend:
-    """Load the model in `folder`. `end_ids`: tokens that its makers say end an answer."""
+    """Load the model in `folder`.
+
+    `context_tokens`: what is asked for, `made_for`: what its makers say, None where either is unknown;
+    `end_ids`: tokens that they say end an answer.
+    """
     import torch
     import transformers
 
@@ -63,14 +71,20 @@ def make(
         local_files_only=True,
     ).eval()
     tokenizer = Tokenizer(name, Path(folder), trust_remote_code=trust_remote_code)
-    text = model.config.get_text_config()
-    made_for = getattr(text, "max_position_embeddings", None) or 2048
+    config = model.config.get_text_config()
+    made_for = made_for or getattr(config, "max_position_embeddings", None) or _CONTEXT_TOKENS
+    if context_tokens is not None and context_tokens > made_for:
+        raise ModelError(
+            f"{name} was made for {made_for:,} tokens, not for {context_tokens:,}.",
+            hint="Load it with a smaller max_model_len.",
+        )
     report("Warming up")
     return TransformersBackend(
         model,
         tokenizer,
         slots=slots,
-        context_tokens=min(context_tokens or made_for, made_for),
+        context_tokens=context_tokens or made_for,
+        may_reduce=context_tokens is None,
         end_ids=frozenset(end_ids),
     )
 
@@ -108,6 +122,7 @@ class TransformersBackend:
         *,
         slots: int,
         context_tokens: int,
+        may_reduce: bool = True,
         end_ids: frozenset[int],
     ) -> None:
         import inspect
@@ -116,12 +131,12 @@ class TransformersBackend:
         import transformers
 
         self.slots = slots
-        self.context_tokens = context_tokens
         self.end_ids = end_ids
         self._model = model
         self._tokenizer = tokenizer
         self._device = model.device
         self._vocabulary = model.get_output_embeddings().weight.shape[0]
+        notes = []
         takes = inspect.signature(model.forward).parameters
         self._takes_positions = "position_ids" in takes
         # Mamba's: its padding is of interest only while the prompt is read
@@ -132,17 +147,29 @@ class TransformersBackend:
         self._new: list[Key] = []
         self._rows: Rows | None = None
         token_bytes = self._measure()
-        room = int(_free_bytes(self._device) * _CACHE_SHARE) // token_bytes if token_bytes else 0
-        self._cache_tokens = max(context_tokens * (1 if token_bytes else slots), room)
+        if not self._can_join:
+            notes.append(_ONE_AFTER_ANOTHER)
+        self._cache_tokens = slots * context_tokens  # of states, nothing grows
+        if token_bytes:
+            self._cache_tokens = int(_free_bytes(self._device) * _CACHE_SHARE) // token_bytes
+            least = min(context_tokens, _LEAST_CONTEXT) if may_reduce else context_tokens
+            if self._cache_tokens < least:
+                raise ModelError(
+                    f"Beside the model there is room for {self._cache_tokens:,} tokens, not for {least:,}.",
+                    hint="Close other programs, choose a smaller model, or lower max_model_len.",
+                )
+            if self._cache_tokens < context_tokens:
+                notes.append(_REDUCED.format(context_tokens, self._cache_tokens))
+        self.context_tokens = min(context_tokens, self._cache_tokens)
         self.facts: Mapping[str, Any] = {
             "device": _device_name(self._device),
             "dtype": str(model.dtype).removeprefix("torch."),
-            "context_tokens": context_tokens,
+            "context_tokens": self.context_tokens,
             "weights_bytes": sum(each.numel() * each.element_size() for each in model.parameters()),
             "cache_tokens": self._cache_tokens,
             "cache_bytes": self._cache_tokens * token_bytes,
             "version": f"transformers {transformers.__version__}, torch {torch.__version__}",
-            "notes": () if self._can_join else (_ONE_AFTER_ANOTHER,),
+            "notes": tuple(notes),
         }
 
     def add(self, key: Key, work: Work) -> None:
@@ -266,13 +293,18 @@ class TransformersBackend:
         return DynamicCache() if self._can_join else DynamicCache(config=self._model.config)
 
     def _measure(self) -> int:
-        """Bytes of keys and values a token, from a first pass; 0 where layers only keep a state."""
+        """Bytes of keys and values a token, from a first pass; 0 where layers only keep a state.
+
+        It shows, too, whether sequences can be joined: all layers must have kept what they were given.
+        """
         import torch
 
         cache, tokens = self._cache(), 8
         with torch.inference_mode():
             self._forward(torch.zeros(1, tokens, dtype=torch.long, device=self._device), None, cache)
         kept = [getattr(layer, name, None) for layer in cache.layers for name in ("keys", "values")]
+        if any(each is None or each.ndim != 4 or each.shape[-2] != tokens for each in kept):
+            self._can_join = False
         return sum(each.numel() * each.element_size() for each in kept if each is not None) // tokens
 
     def score(self, prompt_ids: Sequence[int], answers: Sequence[tuple[int, ...]]) -> list[float]:
