@@ -7,13 +7,13 @@ at work or ended, is not read again.
 
 from __future__ import annotations
 
-import os
 import weakref
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from core import machine
 from core.engines import vllm_scoring
 from core.engines.base import Report
 from core.engines.llamacpp_memory import Place, Places, common_prefix
@@ -33,6 +33,7 @@ CHAT_SLOTS = 2
 _STEP_TOKENS = {"CPU": 256, "GPU": 2048}  # of prompts: what somebody's next token waits for
 _USUAL_CONTEXT = 16_384
 _USUAL_CELLS = 32_768
+_LEAST_CELLS = 2048
 _SPARE_BYTES = 1 << 30  # of memory, for buffers and everything else
 
 
@@ -70,7 +71,12 @@ def make(
     device = "GPU" if library().llama_supports_gpu_offload() else "CPU"
     batch_slots = max_num_seqs or BATCH_SLOTS[device]
     slots = batch_slots + CHAT_SLOTS
-    context, cells = _sizes(model, slots, max_model_len, kv_cache_memory_bytes)
+    here = machine.describe()
+    if device == "GPU":  # the weights are there already
+        free = sum(gpu.free_bytes for gpu in here.gpus)
+    else:  # they are mapped, and come into memory as they are used
+        free = here.available_bytes - model.size_bytes
+    context, cells = _sizes(model, slots, free, max_model_len, kv_cache_memory_bytes)
     report("Making room for the KV cache")
     return LlamaCppBackend(
         model,
@@ -80,28 +86,27 @@ def make(
         context_tokens=context,
         cells=cells,
         step_tokens=max(max_num_batched_tokens or _STEP_TOKENS[device], slots),
+        # two threads on one core only get in each other's way
+        threads=here.physical_cores,
     )
 
 
-def _sizes(model: Model, slots: int, wanted: int | None, cache_bytes: int | None) -> tuple[int, int]:
-    """The context, and how many tokens fit the memory that all sequences share. Raises EngineLoadError."""
-    import psutil
-
+def _sizes(
+    model: Model, slots: int, free_bytes: int, wanted: int | None, cache_bytes: int | None
+) -> tuple[int, int]:
+    """The context, and how many tokens the memory that all sequences share holds. Raises EngineLoadError."""
     per_token = model.kv_bytes_per_token
-    if cache_bytes is None:
-        free = psutil.virtual_memory().available - model.size_bytes - _SPARE_BYTES
-        room = max(2048, free // 2 // per_token)
-    else:
-        room = cache_bytes // per_token
-    context = wanted or min(model.trained_context, _USUAL_CONTEXT, room)
-    if cache_bytes is not None and room < min(context, 256):
-        raise EngineLoadError(
-            f"kv_cache_memory_bytes={cache_bytes} holds {room} tokens; the context has {context}.",
-            hint=f"Give {per_token * max(context, 256)} bytes at least, or leave it empty.",
-        )
     if cache_bytes is not None:
-        context = min(context, room)
-        return context, room
+        room = cache_bytes // per_token
+        least = wanted or min(256, model.trained_context)
+        if room < least:
+            raise EngineLoadError(
+                f"kv_cache_memory_bytes={cache_bytes} holds {room} tokens; the context needs {least}.",
+                hint=f"Give {per_token * least} bytes at least, or leave it empty.",
+            )
+        return wanted or min(model.trained_context, _USUAL_CONTEXT, room), room
+    room = max(_LEAST_CELLS, (free_bytes - _SPARE_BYTES) // 2 // per_token)
+    context = wanted or min(model.trained_context, _USUAL_CONTEXT, room)
     return context, max(context, min(slots * context, _USUAL_CELLS, room))
 
 
@@ -118,13 +123,14 @@ class LlamaCppBackend:
         context_tokens: int,
         cells: int,
         step_tokens: int,
+        threads: int,
     ) -> None:
         self.slots = slots
         self.context_tokens = context_tokens
         self.end_ids = model.end_ids
         self._model = model
         self._native = library()
-        self._context = self._make_context(slots, cells, step_tokens)
+        self._context = self._make_context(slots, cells, step_tokens, threads)
         self._memory = self._native.llama_get_memory(self._context)
         self._batch = self._native.llama_batch_init(step_tokens, 0, 1)
         self._step_tokens = step_tokens
@@ -142,18 +148,18 @@ class LlamaCppBackend:
             "cache_bytes": cells * model.kv_bytes_per_token,
             "weights_bytes": model.size_bytes,
             "step_tokens": step_tokens,
-            "threads": self._native.llama_n_threads(self._context),
+            "threads": threads,
             "metadata": dict(model.metadata),
         }
 
-    def _make_context(self, slots: int, cells: int, step_tokens: int) -> Any:
+    def _make_context(self, slots: int, cells: int, step_tokens: int, threads: int) -> Any:
         params = self._native.llama_context_default_params()
         params.n_ctx = cells
         params.n_batch = step_tokens
         params.n_ubatch = min(step_tokens, 512)
         params.n_seq_max = slots + 1
         params.kv_unified = True  # any sequence may take any of the cells, and prefixes are shared
-        params.n_threads = params.n_threads_batch = _threads()
+        params.n_threads = params.n_threads_batch = threads
         context = self._native.llama_init_from_model(self._model.pointer, params)
         if not context:
             raise EngineLoadError(
@@ -363,11 +369,3 @@ def _with_logprobs(token: int, logprobs: np.ndarray, wanted: int) -> Token:
         Candidate(token, float(logprobs[token]), rank),
         tuple(Candidate(int(each), float(logprobs[each]), at) for at, each in enumerate(likeliest, 1)),
     )
-
-
-def _threads() -> int:
-    """Physical cores that this process may use: two threads on one core only get in each other's way."""
-    import psutil
-
-    allowed = len(os.sched_getaffinity(0))
-    return max(1, min(allowed, psutil.cpu_count(logical=False) or allowed))
