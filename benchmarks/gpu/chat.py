@@ -5,8 +5,8 @@
 
 A batch runs without chats, then with somebody who sends a chat, waits for its 32 tokens, and sends the next.
 `--chunks` are values of max_num_batched_tokens; 0 leaves it to the workbench. `--lots` are prompt tokens
-of the batch that a step takes while somebody chats; 0: as many as come. Prints p50 and p95 of TTFT and
-ITL in ms, and what the batch lost.
+of the batch that a step takes while somebody chats; 0: as many as come, always. Prints p50 and p95 of TTFT
+and ITL in ms, and what the batch lost.
 """
 
 from __future__ import annotations
@@ -107,8 +107,8 @@ def main() -> None:
             write_table(table, rows)
             alone = batch(bench, table, params, [])
             say(what="batch alone", chunk=chunk, **alone)
-            for lot in options.lots or [bench.engine.admission.prompt_tokens]:
-                bench.engine.admission.prompt_tokens = lot
+            for lot in options.lots or [bench.engine.admission.chat_tokens]:
+                bench.engine.admission.chat_tokens = lot
                 shared = batch(bench, table, params, questions)
                 say(what="batch with chats", chunk=chunk, lot=lot, **shared)
                 say(what="lost", chunk=chunk, lot=lot, share=1 - shared["rate"] / alone["rate"])

@@ -24,7 +24,7 @@ from core.engines.children import environment, main_replaced
 from core.engines.engine_log import EngineLog, cause_in
 from core.engines.guard import Guard
 from core.engines.tokenizer import Tokenizer
-from core.engines.vllm_admission import Admission
+from core.engines.vllm_admission import Admission, admission
 from core.engines.vllm_distribution import Question
 from core.engines.vllm_info import describe, end_ids, weights_bytes
 from core.engines.vllm_lora import VllmAdapters
@@ -76,8 +76,6 @@ if TYPE_CHECKING:
 _SWITCH_INTERVAL_S = 0.0005
 _SHUTDOWN_S = 10.0
 _LONG_TEXT = 20_000
-_CHAT_LOT = 1024
-"""Prompt tokens of a batch that a step takes while somebody chats. On a CPU all steps are small."""
 
 
 def load(
@@ -124,7 +122,7 @@ def load(
         guard=guard,
         log=log,
         adapters=VllmAdapters(engine.vllm_config, device.kind, model),
-        chat_lot=0 if device.kind == "cpu" else _CHAT_LOT,
+        admission=admission(device, choice, counters),
     )
     try:
         report("Warming up")
@@ -149,7 +147,7 @@ class VllmEngine:
         guard: Guard,
         log: EngineLog,
         adapters: VllmAdapters,
-        chat_lot: int,
+        admission: Admission,
     ) -> None:
         self.spec = spec
         self.info = info
@@ -163,7 +161,7 @@ class VllmEngine:
         self._numbers = itertools.count()
         self._structures = Structures(self._make_ready)
         self._turns = Turns()
-        self.admission = Admission(chat_lot, cached_share=lambda: counters.recent_hits)
+        self.admission = admission
         counters.on_step = self.admission.step
         self._adapters = adapters
 
@@ -213,15 +211,7 @@ class VllmEngine:
             raise RequestRejected(self.info.cannot["score"], hint="Load it again without.")
         ids = await self._prompt_ids(request)
         answers = [tuple(tokens) for tokens in self._tokenizer.encode(choices)]
-        if not answers or not all(answers):
-            raise RequestRejected("A choice is empty, or there is none.", hint="Give choices with text.")
-        longest = len(ids) + max(map(len, answers))
-        if longest >= self.info.max_model_len:
-            raise RequestRejected(
-                f"The prompt and the longest choice have {longest} tokens; the context holds "
-                f"{self.info.max_model_len}.",
-                hint="Shorten the prompt.",
-            )
+        vllm_scoring.check(answers, len(ids), self.info.max_model_len)
         ask = functools.partial(self._log_probabilities, request, ids)
         return await vllm_scoring.score(answers, self._end_ids, ask)
 

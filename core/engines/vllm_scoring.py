@@ -10,6 +10,8 @@ import asyncio
 import math
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 
+from core.errors import RequestRejected
+
 Tokens = tuple[int, ...]
 
 
@@ -32,6 +34,18 @@ async def score(
         raise failures.exceptions[0] from failures  # the others met the same
     found |= {node: task.result() for node, task in tasks.items()}
     return sums(answers, end_ids, found)
+
+
+def check(answers: Sequence[Tokens], prompt_tokens: int, context_tokens: int) -> None:
+    """Raises RequestRejected for answers that are empty or don't fit."""
+    if not answers or not all(answers):
+        raise RequestRejected("A choice is empty, or there is none.", hint="Give choices with text.")
+    longest = prompt_tokens + max(map(len, answers))
+    if longest >= context_tokens:
+        raise RequestRejected(
+            f"The prompt and the longest choice have {longest} tokens; the context holds {context_tokens}.",
+            hint="Shorten the prompt.",
+        )
 
 
 def questions(answers: Sequence[Tokens], end_ids: Sequence[int]) -> dict[Tokens, Tokens]:
