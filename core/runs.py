@@ -286,24 +286,10 @@ class Run:
 
 def prompt_of(asked: Instructions) -> PromptSpec:
     """The part of the instructions that makes the prompt; a prompt column becomes its template."""
-    template = asked.template
+    asked_of = {name: getattr(asked, name) for name in PromptSpec.model_fields}
     if asked.prompt_column is not None:
-        template = prompts.column_reference(asked.prompt_column)
-    return PromptSpec(
-        mode=asked.mode,
-        template=template,
-        prompt_column=asked.prompt_column,
-        instruction=asked.instruction,
-        fields=asked.fields,
-        messages_column=asked.messages_column,
-        system=asked.system,
-        turns=asked.turns,
-        turns_column=asked.turns_column,
-        examples=asked.examples,
-        param_columns=dict(asked.param_columns),
-        adapter=asked.adapter,
-        adapter_column=asked.adapter_column,
-    )
+        asked_of["template"] = prompts.column_reference(asked.prompt_column)
+    return PromptSpec(**asked_of)
 
 
 def _instructed(spec: RunSpec, asked: Instructions, table: Sequence[tables.Column]) -> RunSpec:

@@ -15,6 +15,7 @@ import shutil
 import subprocess
 import sys
 import threading
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -57,7 +58,7 @@ class _Merge:
     target: Path
     note: str
     log: Path
-    thread: threading.Thread | None = None
+    ended: threading.Event = field(default_factory=threading.Event)
     is_cancelled: bool = False
     answer: dict[str, Any] = field(default_factory=dict)
 
@@ -105,12 +106,9 @@ class Merges:
             note=f"# {name}\n\n{model} with the LoRA adapter {found.name} merged into it.\n",
             log=log,
         )
-        merge.process.stdin.write(json.dumps(asked) + "\n")
-        merge.process.stdin.flush()
-        merge.thread = threading.Thread(target=self._follow, args=(merge,), name=f"merge-{merge_id}")
         with self._lock:
             self._merges[merge_id] = merge
-        merge.thread.start()
+        threading.Thread(target=self._follow, args=(merge, asked), name=f"merge-{merge_id}").start()
         return merge_id
 
     def list(self) -> tuple[MergeView, ...]:
@@ -138,7 +136,8 @@ class Merges:
         """Wait until it has ended, or the time is over, and give how it is."""
         with self._lock:
             merge = self._merges[merge_id]
-        merge.thread.join(timeout_s)
+        # no join of its thread: Python forgets that a thread runs when Ctrl-C comes during one
+        merge.ended.wait(timeout_s)
         return merge.view
 
     def close(self) -> None:
@@ -187,25 +186,17 @@ class Merges:
             if not (pid.isdigit() and started.isdigit() and is_alive(int(pid), int(started) / 100)):
                 shutil.rmtree(path, ignore_errors=True)
 
-    def _follow(self, merge: _Merge) -> None:
-        """Read what the worker says to its end, then put the model in its place or remove what there is."""
-        for line in merge.process.stdout:
-            said = json.loads(line)
-            if "error" in said:
-                merge.answer = said
-            else:
-                self._show(merge, stage=said["stage"], share=said.get("share"))
-        code = merge.process.wait()
-        merge.process.stdin.close()
-        merge.process.stdout.close()
+    def _follow(self, merge: _Merge, asked: Mapping[str, str]) -> None:
+        """Have the worker do it, then put the model in its place or remove what there is."""
         try:
-            if code == 0 and not merge.is_cancelled:
+            code = self._work(merge, asked)
+            if merge.is_cancelled:
+                self._show(merge, state="cancelled", stage="Cancelled", share=None)
+            elif code == 0:
                 model = merge.folder / "model"
                 (model / "README.md").write_text(merge.note, encoding="utf-8")
                 model.rename(merge.target)
                 self._show(merge, state="done", stage="Done", share=1.0, path=merge.target)
-            elif merge.is_cancelled:
-                self._show(merge, state="cancelled", stage="Cancelled", share=None)
             else:
                 self._show(merge, state="failed", stage="Failed", share=None, error=_reason(merge, code))
         except OSError as error:
@@ -213,6 +204,25 @@ class Merges:
             self._show(merge, state="failed", stage="Failed", share=None, error=reason)
         finally:
             shutil.rmtree(merge.folder, ignore_errors=True)
+            merge.ended.set()
+
+    def _work(self, merge: _Merge, asked: Mapping[str, str]) -> int:
+        """Tell the worker what to do and follow it to its end; gives its exit code."""
+        process = merge.process
+        with contextlib.suppress(BrokenPipeError):  # it died: its exit code says so
+            process.stdin.write(json.dumps(asked) + "\n")
+            process.stdin.flush()
+        for line in process.stdout:
+            said = json.loads(line) if line.endswith("\n") else {}  # a kill may cut a line
+            if "error" in said:
+                merge.answer = said
+            elif said:
+                self._show(merge, stage=said["stage"], share=said.get("share"))
+        code = process.wait()
+        with contextlib.suppress(BrokenPipeError):
+            process.stdin.close()
+        process.stdout.close()
+        return code
 
     def _show(self, merge: _Merge, **changes: Any) -> None:
         with self._lock:
