@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import streamlit as st
 
-from core.adapters.registry import BASE, is_base
+from core.adapters.registry import BASE, Adapter, is_base
 from pages.parts import session
 from pages.parts.markdown import plain_text
 
@@ -14,17 +14,17 @@ _HELP = "A LoRA adapter answers in place of the model. Register them on the mode
 
 def adapter_picker(key: str, first: str | None) -> str | None:
     """Draw the choice, beginning with `first`; gives the adapter's name, None for the model itself."""
-    names = list(adapter_names())
+    listed = {one.name: one for one in _listed()}
     now = st.session_state.get(key, _NOBODY if is_base(first) else first)
-    if not names and now == _NOBODY:
+    if not listed and now == _NOBODY:
         return None
-    options = [_NOBODY, *names, *(() if now in (_NOBODY, *names) else (now,))]
+    options = [_NOBODY, *listed, *(() if now in (_NOBODY, *listed) else (now,))]
     why_not = why_no_adapters()
     chosen = st.selectbox(
         "Adapter",
         options,
         index=options.index(now),
-        format_func=_title,
+        format_func=lambda name: _title(name, listed.get(name)),
         key=key,
         disabled=why_not is not None and now == _NOBODY,  # one that is set can still be taken away
         help=_HELP,
@@ -37,8 +37,12 @@ def adapter_picker(key: str, first: str | None) -> str | None:
 
 def adapter_names() -> tuple[str, ...]:
     """All that are registered, those of the loaded model first."""
-    listed = session.adapters().list()
-    return tuple(one.name for one in sorted(listed, key=lambda one: (not one.is_for(*loaded()), one.name)))
+    return tuple(one.name for one in _listed())
+
+
+def _listed() -> list[Adapter]:
+    model = loaded()
+    return sorted(session.adapters().list(), key=lambda one: (not one.is_for(*model), one.name))
 
 
 def adapters_or_base() -> tuple[str, ...]:
@@ -59,10 +63,9 @@ def loaded() -> tuple[str, ...]:
     return tuple(name for name in names if name)
 
 
-def _title(name: str) -> str:
+def _title(name: str, one: Adapter | None) -> str:
     if name == _NOBODY:
         return "None: the model itself"
-    one = next((one for one in session.adapters().list() if one.name == name), None)
     if one is None:
         return f"{name} (removed)"
     return name if not loaded() or one.is_for(*loaded()) else f"{name} (for {one.base})"
