@@ -3,7 +3,7 @@
 import re
 
 import pytest
-from playwright.sync_api import Page, expect
+from playwright.sync_api import Locator, Page, expect
 from served import served
 
 pytestmark = pytest.mark.browser
@@ -32,13 +32,13 @@ def page(browser, app):
     page.on("pageerror", lambda error: problems.append(str(error)))
     page.on("request", lambda request: app in request.url or problems.append(request.url))
     page.goto("/models")
-    expect(page.get_by_text("1 model on this machine")).to_be_visible()
+    expect(page.get_by_text("on this machine")).to_be_visible()
     yield page
     context.close()
     assert not [problem for problem in problems if not problem.startswith(("data:", "blob:", "ws"))]
 
 
-def button(page: Page, name: str):
+def button(page: Page | Locator, name: str):
     return page.get_by_role("button", name=name, exact=True)
 
 
@@ -63,13 +63,12 @@ def test_a_checkpoint_is_imported_loaded_asked_and_forgotten(page, embedded_mode
     page.get_by_test_id("stFormSubmitButton").get_by_role("button", name="Import").click()
     expect(page.get_by_text("2 models on this machine")).to_be_visible()
     expect(main(page).get_by_text("reviews-v2", exact=True)).to_be_visible()
-    button(page, "Load").nth(1).click()
-    expect(page.get_by_text("Llama · 135M parameters · bfloat16")).to_be_visible()
-    assert "model=imported" in page.url
+    button(main(page), "Load").nth(1).click()
+    expect(page).to_have_url(re.compile("model=imported"))
     section(page, "transformers")
     expect(page.get_by_text("Hugging Face's own")).to_be_visible()
-    expect(main(page).get_by_text(re.compile("[Ll]argest context"))).to_be_visible()
-    button(page, "Load").last.click()
+    expect(main(page).get_by_text(re.compile("Longest context"))).to_be_visible()
+    button(main(page), "Load").click()
     expect(side(page).get_by_text("reviews-v2", exact=True)).to_be_visible(timeout=90_000)
     expect(side(page).get_by_role("button", name="Unload")).to_be_visible(timeout=90_000)
     page.get_by_role("link", name="Chat").click()

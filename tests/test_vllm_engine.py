@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from checkpoints import checkpoint
 
 from core import structured
 from core.engines import vllm_params, vllm_structures
@@ -435,9 +436,7 @@ def test_a_model_that_is_none_fails_with_its_cause(
     engine_runtime: Runtime, tmp_path: Any, model: str, said: str
 ) -> None:
     strange = tmp_path / "strange"
-    strange.mkdir()
-    (strange / "config.json").write_text('{"model_type": "abacus", "architectures": ["AbacusForCausalLM"]}')
-    (strange / "model.safetensors").write_bytes(b"")
+    checkpoint(strange, model_type="abacus", architectures=["AbacusForCausalLM"])
     (tmp_path / "empty").mkdir()
     runtime = Runtime(engine_runtime.settings.model_copy(update={"home": tmp_path / "home"}))
     runtime.load(EngineSpec(model=model.format(empty=tmp_path / "empty", strange=strange)))
