@@ -6,16 +6,22 @@ import asyncio
 import threading
 import time
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 
+from core.comparing.runner import Comparisons
+from core.comparing.spec import ComparisonSpec, PromptItem, SetSpec
 from core.engines import scripted, watch
 from core.engines.guard import Guard
 from core.engines.scripted import ScriptedEngine
 from core.errors import EngineDied, EngineLoadError, EngineNotReady, EngineUnavailable, ParameterError
+from core.jobs import Jobs
+from core.run_spec import Instructions
 from core.runtime import Runtime
 from core.settings import Settings
-from core.types import EngineSpec, EngineStatus, Request
+from core.store import Store
+from core.types import EngineSpec, EngineStatus, Message, Request
 
 SCRIPTED = EngineSpec(engine="scripted")
 
@@ -216,6 +222,25 @@ def test_users_of_the_engine_are_counted_by_kind(scripted_runtime: Runtime) -> N
     assert scripted_runtime.in_use() == {"chats": 2}
     busy.update(chats=0)
     assert scripted_runtime.in_use() == {}
+
+
+def test_runs_and_comparisons_at_work_are_users(runtime: Runtime, tmp_path: Path) -> None:
+    store = Store(runtime.settings.catalogue_path)
+    jobs, comparisons = Jobs(runtime, store), Comparisons(runtime, store)
+    table = tmp_path / "table.csv"
+    table.write_text("text\n" + "one two three four five six seven eight nine ten\n" * 3)
+    run = jobs.stage(table, instructions=Instructions(template="{{ text }}"))
+    assert runtime.in_use() == {}
+    jobs.start(run.run_id)
+    assert runtime.in_use() == {"batch runs": 1}
+    prompt = PromptItem(messages=(Message("user", "one two three four five six seven eight"),))
+    comparisons.start(ComparisonSpec(prompts=(prompt,), sets=(SetSpec(name="A"),)))
+    assert runtime.in_use() == {"batch runs": 1, "comparisons": 1}
+    jobs.wait(run.run_id, 30)
+    wait_for(runtime, lambda status: not runtime.in_use())
+    jobs.close()
+    comparisons.close()
+    store.close()
 
 
 @pytest.mark.parametrize(
