@@ -10,6 +10,7 @@ import typer
 
 from core import engine_settings
 from core.engines import choice
+from core.models import locate
 from core.runtime import Runtime
 from core.saved_settings import SavedSettings
 from core.types import EngineSpec
@@ -64,7 +65,7 @@ class EngineAsked:
         engine = self.engine or spec.engine
         if self.engine is None and runtime.settings.engine == "auto":
             is_remote = spec.base_url or "base_url" in self.settings
-            engine = "openai" if is_remote else choice.suggest(model)
+            engine = "openai" if is_remote else choice.suggest(locate.file_of(model, runtime.settings))
         return replace(spec, engine=engine, model=model)
 
 

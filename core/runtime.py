@@ -27,6 +27,7 @@ from core.engines.guard import Guard
 from core.engines.loop import LoopThread
 from core.engines.watch import RESTART_DELAYS_S, RESTART_WINDOW_S, RestartBudget, SpeedMeter
 from core.errors import EngineDied, EngineLoadError, EngineNotReady
+from core.models import locate
 from core.settings import Settings, load_settings
 from core.slots import Slots
 from core.types import EnginePhase, EngineSpec, EngineStats, EngineStatus, MemoryReading
@@ -75,7 +76,8 @@ class Runtime:
         """The spec that the settings ask for."""
         settings, engine = self.settings, self.settings.engine
         if engine == "auto":
-            engine = "openai" if settings.base_url else choice.suggest(settings.model)
+            file = locate.file_of(settings.model, settings)
+            engine = "openai" if settings.base_url else choice.suggest(file)
         return engine_settings.for_engine(
             EngineSpec(
                 engine=engine,

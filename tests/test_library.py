@@ -207,6 +207,12 @@ def test_each_engine_gets_what_it_reads(settings, library, tmp_path):
     find = lambda engine, model: locate.locate(EngineSpec(engine=engine, model=model), settings, quiet)  # noqa: E731
     assert find("llamacpp", str(file)).path == file
     assert find("transformers", str(folder)).path == folder
+    assert locate.file_of(str(folder), settings) == str(folder)
+    assert locate.file_of("owner/nothing", settings) == "owner/nothing"
+    importing.import_model(importing.check(file), settings, library._store, name="little")
+    assert locate.file_of("little", settings) == str(file)
+    gguf_file(settings.models_dir / "alone" / "a.gguf")
+    assert locate.file_of("alone", settings) == str(settings.models_dir / "alone" / "a.gguf")
     with pytest.raises(ModelError, match="is a GGUF file, which only llama"):
         find("vllm", str(file))
     with pytest.raises(ModelError, match="holds no GGUF file"):

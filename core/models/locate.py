@@ -78,6 +78,17 @@ def find(
     return LocatedModel(snapshot.repo, snapshot.folder, snapshot.revision)
 
 
+def file_of(model: str, settings: Settings) -> str:
+    """The folder, or the GGUF file, that `model` means here: what its engine is chosen by.
+
+    `model` itself where nothing of that name is here.
+    """
+    found = find(model, settings)
+    if found is None:
+        return model
+    return str(checkpoint.ggufs(found.path)[0] if _only_gguf(found.path) else found.path)
+
+
 def _named(path: Path, settings: Settings) -> LocatedModel:
     """A folder or file: under the name that it was imported as, or a hub's where it lies in its cache."""
     snapshot = _snapshot_of(path)
@@ -157,7 +168,7 @@ def _checked(model: LocatedModel, spec: EngineSpec, settings: Settings) -> Locat
 
 
 def _only_gguf(folder: Path) -> bool:
-    return bool(checkpoint.ggufs(folder)) and not any(folder.glob("*.safetensors"))
+    return folder.is_dir() and bool(checkpoint.ggufs(folder)) and not any(folder.glob("*.safetensors"))
 
 
 def _checked_gguf(model: LocatedModel) -> LocatedModel:
