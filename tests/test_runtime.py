@@ -9,6 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from waiting import until
 
 from core.comparing.runner import Comparisons
 from core.comparing.spec import ComparisonSpec, PromptItem, SetSpec
