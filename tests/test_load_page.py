@@ -1,8 +1,11 @@
 """Loading from the models page and the engine bar, with the scripted engine."""
 
+from dataclasses import replace
+
 import pytest
 from apps import button, opened, turned_to, until
 
+from core.engines import choice
 from core.types import EngineSpec
 from pages.parts import session
 
@@ -108,3 +111,19 @@ def test_an_answer_in_a_chat_counts_as_use(app, monkeypatch):
     app.chat_input[0].set_value("one two three four five six seven eight nine ten").run()
     assert session.runtime().in_use() == {"chats": 1}
     until(app, lambda: not session.runtime().in_use())
+
+
+def test_the_bar_says_why_another_engine_took_vllms_place(app, monkeypatch):
+    runtime, here = session.runtime(), replace(choice.this_machine(), vllm_build=None)
+    monkeypatch.setattr(choice, "this_machine", lambda: here)
+    app.run()
+    assert not any("Not vLLM" in caption.value for caption in app.sidebar.caption)
+    status = runtime.status()
+    other = replace(status, spec=replace(status.spec, engine="transformers"))
+    monkeypatch.setattr(type(runtime), "status", lambda self: other)
+    app.run()
+    (reason,) = [caption.value for caption in app.sidebar.caption if "Not vLLM" in caption.value]
+    assert "isn't installed" in reason and "make setup" in reason
+    button(app, "Other settings").click().run()
+    assert any("can't run here" in caption.value for caption in app.caption)
+    assert not any(one.label == "Engine" and "vLLM" in one.options for one in app.segmented_control)
