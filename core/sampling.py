@@ -205,6 +205,7 @@ PARAMETERS: tuple[Parameter, ...] = (
     ),
     Parameter(
         name="structured_outputs", kind="structured", group="answers", default=None, batch_only=True,
+        feature="structured_outputs",
         help='The form the answer must have, as JSON: {"choice": ["yes", "no"]}, {"regex": "[0-9]{4}"}, '
         '{"json": {"type": "object", ...}}, {"grammar": "root ::= ..."} or {"json_object": true}.',
     ),
