@@ -4,7 +4,8 @@
     .venv/bin/python docs/take_screenshots.py         # in another
 
 It asks one question in the chat, compares three parameter sets on rows of the
-example table, runs all of it, all for real; --folder keeps the committed pictures as they are.
+example table, runs all of it, looks at the models, all for real; --folder keeps the
+committed pictures as they are.
 """
 
 from __future__ import annotations
@@ -102,19 +103,29 @@ def batch(page: Page, folder: Path, url: str) -> None:
     shoot(page, folder, "batch-start")
 
 
+def models(page: Page, folder: Path, url: str) -> None:
+    page.goto(f"{url}/models")
+    page.get_by_text("on this machine").wait_for(timeout=WAIT_MS)
+    page.get_by_test_id("stSidebar").get_by_role("button", name="Unload").wait_for(timeout=WAIT_MS)
+    shoot(page, folder, "models")
+    page.get_by_role("radio", name="Load", exact=True).click()
+    page.get_by_text("Longest context").wait_for(timeout=WAIT_MS)
+    shoot(page, folder, "models-load")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--url", default="http://127.0.0.1:8501")
     parser.add_argument("--folder", type=Path, default=ROOT / "docs" / "images")
-    parser.add_argument("--only", choices=("home", "chat", "compare", "batch"))
+    parser.add_argument("--only", choices=("home", "chat", "compare", "batch", "models"))
     arguments = parser.parse_args()
     arguments.folder.mkdir(parents=True, exist_ok=True)
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=find_browser(), args=["--no-sandbox"])
         page = browser.new_page(viewport={"width": 1280, "height": 900})
-        for walk in (home, chat, compare, batch):
+        for walk in (home, chat, compare, batch, models):
             if arguments.only in (None, walk.__name__):
                 walk(page, arguments.folder, arguments.url)
         browser.close()
