@@ -10,7 +10,9 @@ from core import tables
 from core.run_spec import EvaluationSpec, Instructions, OutputSpec, OverflowSpec, PlanSpec
 from core.runs import Run
 from core.sampling import PARAMETERS
+from pages.parts import session
 from pages.parts.adapter_picker import adapter_names, adapter_picker
+from pages.parts.markdown import plain_text
 from pages.parts.structured_form import structured_form
 
 _OVERFLOWS = {
@@ -42,26 +44,36 @@ def answer_form(
             help="Name of the new column; the status, error and token columns start with it.",
             persist_state="session",
         ).strip()
-        shape = structured_form(f"{key}:shape", structure, answer_column=asked["answer_column"])
+        shape = structured_form(
+            f"{key}:shape",
+            structure,
+            answer_column=asked["answer_column"],
+            why_not=_why_not("structured_outputs"),
+        )
         if shape is not None:
             params["structured_outputs"] = shape
         chances = False
         if shape and "choice" in shape:
+            unable = _why_not("score")
             chances = st.checkbox(
                 "A column with the probability of each choice",
                 key=f"{key}:chances",
                 value=st.session_state[f"{key}:chances"],
-                help="How likely the model finds each choice, out of all of them.",
+                disabled=unable is not None and not st.session_state[f"{key}:chances"],
+                help=unable or "How likely the model finds each choice, out of all of them.",
                 persist_state="session",
             )
     with st.expander("Several answers, log-probabilities, evaluation"):
         n, samples = _several(key)
         if n > 1:
             params["n"] = n
+        unable = _why_not("logprobs")
         logprobs = st.checkbox(
             "Columns with the log-probability of the answer, whole and mean per token",
             key=f"{key}:logprobs",
             value=st.session_state[f"{key}:logprobs"],
+            disabled=unable is not None and not st.session_state[f"{key}:logprobs"],
+            help=unable,
             persist_state="session",
         )
         if logprobs:
@@ -73,6 +85,18 @@ def answer_form(
         asked["plan"] = _plan(key)
     asked["output"] = OutputSpec(samples=samples, logprobs=logprobs, choice_probabilities=chances)
     return asked, params
+
+
+def _why_not(name: str) -> str | None:
+    """Why the loaded engine can't do this feature or parameter; None: it can, or none is loaded.
+
+    What was asked for already can always be taken back: only what is off is greyed out.
+    """
+    info = session.runtime().status().info
+    if info is None:
+        return None
+    reason = info.cannot_params.get(name) or info.cannot.get(name)
+    return None if reason is None else plain_text(reason)
 
 
 def _seed(key: str, initial: Instructions) -> None:
@@ -120,13 +144,15 @@ def _adapters(key: str, names: list[str], initial: Instructions) -> dict[str, An
 
 def _several(key: str) -> tuple[int, Any]:
     left, right = st.columns(2, vertical_alignment="bottom")
+    unable = _why_not("n")
     n = left.number_input(
         "Answers per row",
         1,
         64,
         key=f"{key}:n",
         value=st.session_state[f"{key}:n"],
-        help="`n`: more than one needs a temperature above 0.",
+        disabled=unable is not None and st.session_state[f"{key}:n"] == 1,
+        help=unable or "`n`: more than one needs a temperature above 0.",
         persist_state="session",
     )
     samples = right.segmented_control(

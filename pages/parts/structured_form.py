@@ -49,12 +49,17 @@ _MOST_FIELDS = 50
 
 
 def structured_form(
-    key: str, initial: Mapping[str, Any] | None = None, *, answer_column: str = "answer"
+    key: str,
+    initial: Mapping[str, Any] | None = None,
+    *,
+    answer_column: str = "answer",
+    why_not: str | None = None,
 ) -> dict[str, Any] | None:
     """Draw the form and return the parameter `structured_outputs`; None for free text.
 
     `key` names the form's values, which outlive page switches; `initial` is what it shows first.
     What can't be used is said in the form, None is returned, and `problem(key)` says it too.
+    `why_not`: why the loaded engine can't hold an answer to a structure; a new one can't be begun then.
     """
     _seed(key, initial)
     state = st.session_state
@@ -65,12 +70,13 @@ def structured_form(
         key=f"{key}:kind",
         default=state[f"{key}:kind"],
         required=True,
+        disabled=why_not is not None and state[f"{key}:kind"] == "none",
         on_change=_carry_over,
         args=(key,),
         persist_state="session",
     )
     state[f"{key}:before"] = kind
-    st.caption(_ABOUT[kind])
+    st.caption(why_not or _ABOUT[kind])
     if kind == "fields":
         _fields_editor(key)
     elif kind in _TEXT_KINDS:
