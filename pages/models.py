@@ -1,32 +1,29 @@
-"""Get models, see whether they fit, load them. `?model=KEY` opens one of the library.
-
-Each part of a section has a function `draw()`.
-"""
+"""Get models, see whether they fit, load them. `?model=KEY` opens one of the library."""
 
 from __future__ import annotations
 
-import importlib
-import importlib.util
-
 import streamlit as st
 
-from pages.parts import models_nav
+from pages.parts import (
+    models_adapters,
+    models_downloads,
+    models_endpoints,
+    models_engines,
+    models_get,
+    models_library,
+    models_nav,
+    models_open,
+)
 
 _SECTIONS = {
-    "library": ("Library", ("models_library",)),
-    "get": ("Get", ("models_downloads", "models_get")),
-    "load": ("Load", ("models_open",)),
-    "engines": ("Engines", ("models_engines", "models_endpoints")),
-    "adapters": ("Adapters", ("models_adapters",)),
+    "library": ("Library", (models_library.draw,)),
+    "get": ("Get", (models_downloads.draw, models_get.draw)),
+    "load": ("Load", (models_open.draw,)),
+    "engines": ("Engines", (models_engines.draw, models_endpoints.draw)),
+    "adapters": ("Adapters", (models_adapters.draw,)),
 }
 
-
-def _there(part: str) -> bool:
-    needs = {"models_open": "models_load"}.get(part, part)
-    return importlib.util.find_spec(f"pages.parts.{needs}") is not None
-
-
 st.title("Models", anchor=False)
-sections = {name: title for name, (title, parts) in _SECTIONS.items() if any(map(_there, parts))}
-for part in filter(_there, _SECTIONS[models_nav.section(sections)][1]):
-    importlib.import_module(f"pages.parts.{part}").draw()
+chosen = models_nav.section({name: title for name, (title, _parts) in _SECTIONS.items()})
+for draw in _SECTIONS[chosen][1]:
+    draw()
