@@ -222,7 +222,7 @@ def reads(backend: Any, monkeypatch: pytest.MonkeyPatch) -> list[list[int]]:
     return steps
 
 
-LONG = "The fox and the hare went through the old forest and met a bear, a wolf, two owls and a mouse. " * 4
+LONG = "The fox and the hare went through the old forest and met a bear, a wolf, two owls and a mouse. " * 6
 
 
 @installed
@@ -246,20 +246,19 @@ def test_a_long_prompt_is_read_in_pieces_beside_the_answers_of_others(fresh, rea
 @installed
 @pytest.mark.engine
 def test_what_prompts_share_is_read_once_also_by_several_answers(fresh, reads):
-    first, second = work(fresh, LONG + "Then"), work(fresh, LONG + "But")
+    first, second = work(fresh, LONG + "The fox"), work(fresh, LONG + "The bear")
     alone = answers(fresh, {(1, 0): first})[1, 0]
     size = len(first.prompt_ids)
     assert sum(map(sum, reads)) == size + 7
     reads.clear()
-    other = answers(fresh, {(2, 0): second})[2, 0]
+    answers(fresh, {(2, 0): second})
     assert sum(map(sum, reads)) == len(second.prompt_ids) - size + 1 + 7
     reads.clear()
     for place in fresh._places.forget_all_idle():
         fresh._cut(place.number, 0)
-    several = answers(fresh, {(3, index): work(fresh, LONG + "Then", max_tokens=4) for index in range(3)})
+    several = answers(fresh, {(3, index): work(fresh, LONG + "The fox", max_tokens=4) for index in range(3)})
     assert sum(map(sum, reads)) == size + 2 + 3 * 3
     assert [several[3, index] for index in range(3)] == [alone[:4]] * 3
-    assert other != alone
 
 
 @installed
@@ -309,9 +308,9 @@ def test_questions_leave_answers_alone(fresh):
     ((_, first),) = fresh.step()
     found = fresh.next_logprobs(prompt)
     assert int(found.argmax()) == first.token_id == alone[0]
-    options = [work(fresh, text).prompt_ids for text in ("They", "They were", "Q")]
+    options = [work(fresh, text).prompt_ids for text in ("The fox", "Quasar", "Quasars shine")]
     scores = fresh.score(prompt, options)
-    assert scores[0] > scores[2]
+    assert scores[0] > max(scores[1:])
     rest = []
     while len(rest) < 5:
         rest += [token.token_id for _, token in fresh.step()]

@@ -67,7 +67,11 @@ def _literal(text: str) -> str:
 def _of_schema(schema: Mapping[str, Any]) -> str:
     from llama_cpp.llama_grammar import json_schema_to_gbnf
 
-    return json_schema_to_gbnf(json.dumps(schema, ensure_ascii=False))
+    grammar = json_schema_to_gbnf(json.dumps(schema, ensure_ascii=False))
+    # its rule for a character of a string lets line ends through, which JSON does not
+    return re.sub(
+        r'^char ::= \[\^"\\\\\]', lambda _: r'char ::= [^"\\\x7F\x00-\x1F]', grammar, flags=re.MULTILINE
+    )
 
 
 def _of_regex(pattern: str) -> str:

@@ -7,7 +7,6 @@ grammar is asked about the token that was drawn, and about all tokens only where
 from __future__ import annotations
 
 import ctypes
-import hashlib
 import math
 import secrets
 from collections.abc import Mapping, Sequence
@@ -34,8 +33,15 @@ class Candidates:
         self._kept = np.zeros(vocabulary_size, dtype=[("id", "i4"), ("logit", "f4"), ("p", "f4")])
         self._array = self._native.llama_token_data_array()
 
-    def draw(self, chain: Any, logits: np.ndarray, grammar: Any = None) -> int | None:
-        """The token that `chain` takes; None when `grammar` allows none that is not forbidden already."""
+    def draw(
+        self, chain: Any, logits: np.ndarray, noise: np.ndarray | None, grammar: Any = None
+    ) -> int | None:
+        """The token that `chain` takes, or of those it leaves the one that `noise` (vocabulary,) takes.
+
+        None when `grammar` allows none that is not forbidden already.
+        """
+        import numpy as np
+
         kept, array = self._kept, self._array
         kept["id"], kept["logit"] = self._ids, logits
         array.data = kept.ctypes.data_as(self._native.llama_token_data_p)
@@ -45,7 +51,10 @@ class Candidates:
             if not (kept["logit"] > -math.inf).any():
                 return None
         self._native.llama_sampler_apply(chain, ctypes.byref(array))
-        return array.data[array.selected].id
+        if noise is None:
+            return array.data[array.selected].id
+        left = np.ctypeslib.as_array(array.data, (array.size,))
+        return int(left["id"][(left["logit"] + noise[left["id"]]).argmax()])
 
     def allows(self, grammar: Any, token: int) -> bool:
         """Whether `grammar` allows this one token next."""
@@ -70,6 +79,8 @@ class Sampler:
         self._candidates = candidates
         self._limits = _Limits(model, params)
         self._drawn: list[int] = []
+        self._chance = _chance(params)
+        self._size = model.vocabulary_size
         self._chain: Any = None
         self._grammar: Any = None
         structure = params.get("structured_outputs")
@@ -79,11 +90,16 @@ class Sampler:
 
     def draw(self, logits: np.ndarray) -> int:
         """The next token, which counts as written. Raises RequestRejected when there can be none."""
+        import numpy as np
+
         logits = self._limits.applied(logits, self._drawn)
-        token = self._candidates.draw(self._chain, logits)
+        # The Gumbel trick: each token has luck of its own. Drawn from the sum of probabilities, as
+        # llama.cpp does it, a rounding anywhere before a token would turn it into its neighbour.
+        luck = self._chance and -np.log(self._chance.standard_exponential(self._size))
+        token = self._candidates.draw(self._chain, logits, luck)
         if self._grammar is not None:
             if not self._candidates.allows(self._grammar, token) or logits[token] == -math.inf:
-                token = self._candidates.draw(self._chain, logits, self._grammar)
+                token = self._candidates.draw(self._chain, logits, luck, self._grammar)
                 if token is None:
                     raise RequestRejected(
                         "No token can follow: the structure and other parameters exclude each other.",
@@ -142,16 +158,19 @@ class Sampler:
             add(native.llama_sampler_init_top_k(params["top_k"]))
         if params.get("top_p", 1) < 1:
             add(native.llama_sampler_init_top_p(params["top_p"], 1))
-        add(native.llama_sampler_init_dist(_seed(params.get("seed"))))
+        if self._chance is None:
+            add(native.llama_sampler_init_dist(secrets.randbelow(_NO_SEED)))
         return chain
 
 
-def _seed(seed: int | None) -> int:
-    """llama.cpp's seeds have 32 bits, ours 64; small ones would begin alike (seed 1 with a rare token)."""
-    if seed is None:
-        return secrets.randbelow(_NO_SEED)
-    digest = hashlib.blake2b(seed.to_bytes(8, "big", signed=True), digest_size=4).digest()
-    return int.from_bytes(digest, "big") % _NO_SEED
+def _chance(params: Mapping[str, Any]) -> np.random.Generator | None:
+    """Where a seed is given: the same luck again. Without one llama.cpp draws by itself, which is faster."""
+    import numpy as np
+
+    seed = params.get("seed")
+    if seed is None or params.get("temperature", 1.0) == 0:
+        return None
+    return np.random.default_rng(seed % (1 << 64))
 
 
 class _Limits:
