@@ -147,6 +147,12 @@ def test_choices_are_taken_as_they_are_written():
 
 
 @installed
+def test_a_text_in_json_has_no_bare_line_ends():
+    (rule,) = (line for line in grammar_of({"json_object": True}).splitlines() if line.startswith("char ::="))
+    assert rule.startswith(r'char ::= [^"\\\x7F\x00-\x1F] |')
+
+
+@installed
 def test_a_schema_that_no_grammar_says_is_refused():
     with pytest.raises(RequestRejected, match="no grammar for this schema"):
         grammar_of({"json": {"not": {}}})
