@@ -4,17 +4,23 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
+from waiting import until
 
 from core.engines import hf_backend
 from core.engines.hf_backend import TransformersBackend
 from core.engines.hf_sampling import Chooser, choose
 from core.engines.tokenizer import Tokenizer
 from core.engines.worker_text import Work
-from core.errors import ModelError, RequestRejected
+from core.errors import EngineLoadError, ModelError, RequestRejected
+from core.runtime import Runtime
+from core.settings import Settings
+from core.types import EngineSpec, Request
 
 PROMPTS = [[11, 12, 13], [400, 22, 23, 24, 25, 26, 27, 28, 29], [31], [900, 42, 43, 44, 45]]
 SMALL = {
@@ -229,3 +235,41 @@ def test_the_context_is_what_memory_holds(tokenizer: Tokenizer, monkeypatch: pyt
     assert (backend.context_tokens, backend.facts["cache_bytes"]) == (100, 100 * token_bytes)
     assert "reduced from 128 to 100 tokens" in backend.facts["notes"][0]
     assert made(recurrent(), tokenizer).context_tokens == 128
+
+
+@pytest.fixture(scope="module")
+def small_model(embedded_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A model of random numbers with the embedded one's tokenizer."""
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    folder = tmp_path_factory.mktemp("small")
+    made_of = AutoTokenizer.from_pretrained(embedded_model)
+    config = type(llama())(**{**SMALL, "vocab_size": len(made_of)})
+    AutoModelForCausalLM.from_config(config).save_pretrained(folder)
+    made_of.save_pretrained(folder)
+    return folder
+
+
+@pytest.mark.engine
+def test_it_is_loaded_again_when_its_process_dies(small_model: Path, settings: Settings) -> None:
+    runtime = Runtime(settings)
+    spec = EngineSpec(engine="transformers", model=str(small_model), dtype="float32")
+    try:
+        runtime.load(replace(spec, max_model_len=4096))
+        with pytest.raises(EngineLoadError, match="made for 128 tokens, not for 4,096"):
+            runtime.wait_ready(60)
+        runtime.load(spec)
+        engine = runtime.wait_ready(60)
+        (child,) = (each for each in psutil.Process().children() if each.pid in runtime._guard.pids)
+        child.kill()
+        until(lambda: runtime.status().phase != "ready")
+        again = runtime.wait_ready(60)
+        assert again is not engine
+        request = Request(id="1", prompt="Once upon a time", params={"max_tokens": 3, "ignore_eos": True})
+        assert runtime.run(again.complete(request)).output_tokens == 3
+        (child,) = (each for each in psutil.Process().children() if each.pid in runtime._guard.pids)
+        runtime.unload()
+        until(lambda: runtime.status().phase == "empty")
+        assert not child.is_running()
+    finally:
+        runtime.close()
