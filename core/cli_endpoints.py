@@ -43,10 +43,7 @@ def add(
         endpoint = endpoints.save(base_url, name, key)
         for model in endpoints.models(endpoint.base_url):
             print(model.name)
-        print(
-            f"Use one: --engine openai --engine-arg base_url={endpoint.base_url} --model NAME",
-            file=sys.stderr,
-        )
+        print(f"Use one: --engine-arg base_url={endpoint.base_url} --model NAME", file=sys.stderr)
 
 
 @app.command()

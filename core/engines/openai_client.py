@@ -11,7 +11,8 @@ import contextlib
 import email.utils
 import json
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
+from dataclasses import dataclass
 from typing import Any, TypeVar
 from urllib.parse import urlsplit
 
@@ -34,6 +35,14 @@ _LONGEST_WAIT_S = 120.0
 _BACK_OFF = wait_exponential_jitter(multiplier=0.5, max=30)
 _IDLE_CONNECTION_S = 3.0  # uvicorn closes them after five; one that is closed while we write is lost
 _BUSY = (429, 503)
+# To find a free connection, httpx looks at all of them: with 256 in one pool that took half of the time.
+_CONNECTIONS = 16
+
+
+@dataclass(slots=True)
+class _Line:
+    client: openai.AsyncOpenAI
+    busy: int = 0
 
 
 class _Again(RequestRejected):
@@ -73,25 +82,12 @@ class Server:
         self._key = key
         self._has_health = False
         self._looking: asyncio.Task[bool] | None = None
-        http = openai.DefaultAsyncHttpxClient(
-            follow_redirects=False,  # to another host, prompts and key would go along
-            timeout=httpx2.Timeout(_READ_S, connect=_CONNECT_S, pool=None),
-            limits=httpx2.Limits(max_connections=None, keepalive_expiry=_IDLE_CONNECTION_S),
-            event_hooks={"response": [_bound]},
-        )
-        self._client = openai.AsyncOpenAI(
-            base_url=base_url,
-            api_key=key or "none",  # many servers want no key; the client does
-            max_retries=0,
-            http_client=http,
-            default_headers={"Accept-Encoding": "identity"},
-        )
-        # from the environment, for OpenAI's own server: nobody else needs to know them
-        self._client.organization = self._client.project = None
+        self._trust = httpx2.create_ssl_context()  # made once: to read the certificates takes a while
+        self._lines = [_Line(self._new_client())]
 
     async def models(self) -> tuple[RemoteModel, ...]:
         """What the server says it has."""
-        reply = await self._retried(lambda: self._client.get("/models", cast_to=object, options=_QUICK))
+        reply = await self._retried(lambda: self._get("/models", object))
         entries = reply.get("data") if isinstance(reply, dict) else None
         if not isinstance(entries, list):
             raise RequestRejected(
@@ -101,34 +97,39 @@ class Server:
 
     async def post(self, path: str, body: Body) -> dict[str, Any]:
         """The reply to `body`, a JSON object."""
-        reply = await self._retried(lambda: self._client.post(path, cast_to=object, body=dict(body)))
-        return self._object(reply)
+
+        async def ask() -> Any:
+            with self._line() as client:
+                return await client.post(path, cast_to=object, body=dict(body))
+
+        return self._object(await self._retried(ask))
 
     async def stream(self, path: str, body: Body) -> AsyncIterator[dict[str, Any]]:
         """The chunks of a streamed reply. Closing the iterator closes the connection."""
+        with self._line() as client:
 
-        async def open_stream() -> Any:
-            return await self._client.post(
-                path,
-                cast_to=object,
-                body={**body, "stream": True},
-                stream=True,
-                stream_cls=openai.AsyncStream[object],
-            )
+            async def open_stream() -> Any:
+                return await client.post(
+                    path,
+                    cast_to=object,
+                    body={**body, "stream": True},
+                    stream=True,
+                    stream_cls=openai.AsyncStream[object],
+                )
 
-        stream = await self._retried(open_stream)
-        try:
-            async for chunk in stream:
-                yield self._object(chunk)
-        except (openai.OpenAIError, httpx2.HTTPError, httpx2.StreamError, ValueError) as error:
-            raise await self._explained(error, broken_after_begin=True) from error
-        finally:
-            await asyncio.shield(stream.close())
+            stream = await self._retried(open_stream)
+            try:
+                async for chunk in stream:
+                    yield self._object(chunk)
+            except (openai.OpenAIError, httpx2.HTTPError, httpx2.StreamError, ValueError) as error:
+                raise await self._explained(error, broken_after_begin=True) from error
+            finally:
+                await asyncio.shield(stream.close())
 
     async def get(self, path: str) -> Any:
         """JSON beside the API, such as vLLM's /version; None where there is no such thing."""
         try:
-            return await self._client.get(self.root + path, cast_to=object, options=_QUICK)
+            return await self._get(self.root + path, object)
         except (openai.OpenAIError, httpx2.HTTPError, ValueError):
             return None
 
@@ -160,7 +161,7 @@ class Server:
     async def _answers(self, path: str, base: str | None = None) -> int | None:
         """The HTTP status there, None where nobody answers."""
         try:
-            await self._client.get((base or self.root) + path, cast_to=httpx2.Response, options=_QUICK)
+            await self._get((base or self.root) + path, httpx2.Response)
         except openai.APIStatusError as error:
             return error.status_code
         except (openai.OpenAIError, httpx2.HTTPError, RequestRejected):
@@ -170,7 +171,44 @@ class Server:
     async def close(self) -> None:
         if self._looking is not None:
             self._looking.cancel()
-        await self._client.close()
+        for line in self._lines:
+            await line.client.close()
+
+    @contextlib.contextmanager
+    def _line(self) -> Iterator[openai.AsyncOpenAI]:
+        """A client for one request, of a few that each have few connections."""
+        line = min(self._lines, key=lambda one: one.busy)
+        if line.busy >= _CONNECTIONS:
+            line = _Line(self._new_client())
+            self._lines.append(line)
+        line.busy += 1
+        try:
+            yield line.client
+        finally:
+            line.busy -= 1
+
+    def _new_client(self) -> openai.AsyncOpenAI:
+        http = openai.DefaultAsyncHttpxClient(
+            follow_redirects=False,  # to another host, prompts and key would go along
+            timeout=httpx2.Timeout(_READ_S, connect=_CONNECT_S, pool=None),
+            limits=httpx2.Limits(max_connections=None, keepalive_expiry=_IDLE_CONNECTION_S),
+            event_hooks={"response": [_bound]},
+            verify=self._trust,
+        )
+        client = openai.AsyncOpenAI(
+            base_url=self.base_url,
+            api_key=self._key or "none",  # many servers want no key; the client does
+            max_retries=0,
+            http_client=http,
+            default_headers={"Accept-Encoding": "identity"},
+        )
+        # from the environment, for OpenAI's own server: nobody else needs to know them
+        client.organization = client.project = None
+        return client
+
+    async def _get(self, path: str, kind: Any) -> Any:
+        with self._line() as client:
+            return await client.get(path, cast_to=kind, options=_QUICK)
 
     # -- errors ------------------------------------------------------------------
 
