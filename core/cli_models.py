@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -36,8 +36,9 @@ def list_models(
 ) -> None:
     """List what is here: size, context, quantization, licence, last used, key."""
     with _library() as (library, _store, _settings):
-        for model in library.list():
-            print(json.dumps(_as_json(model)) if as_json else _as_line(model))
+        models = library.list()
+        for line in [json.dumps(_as_json(model)) for model in models] if as_json else _as_table(models):
+            print(line)
 
 
 @app.command("import")
@@ -71,12 +72,12 @@ def delete(
         if found.source == "imported":
             question = f"Forget {found.name}? Its files stay in {found.path}."
         else:
-            question = f"Delete {found.name} ({found.size_bytes / 1e9:.2f} GB) from {found.path}?"
+            question = f"Delete {found.name} ({size_words(found.size_bytes)}) from {found.path}?"
         if not yes and not typer.confirm(question, err=True):
             raise typer.Exit(1)
         freed = library.delete(found.key)
         stays = found.source == "imported"
-        what = f"its files stay in {found.path}" if stays else f"{freed / 1e9:.2f} GB freed"
+        what = f"its files stay in {found.path}" if stays else f"{size_words(freed)} freed"
         say(f"{found.name} is gone; {what}.")
 
 
@@ -114,20 +115,31 @@ def _as_json(model: LibraryModel) -> dict[str, Any]:
     }
 
 
-def _as_line(model: LibraryModel) -> str:
-    context = f"{model.context_tokens:,}" if model.context_tokens else "-"
-    used = f"used {model.last_used_at:%Y-%m-%d}" if model.last_used_at else "never used"
-    words = [
-        f"{model.name:<36}",
-        f"{model.size_bytes / 1e9:>8.2f} GB",
-        f"{context:>9}",
-        f"{model.quantization or '-':<8}",
-        f"{model.license or '-':<12}",
-        f"{used:<15}",
-        f"{SOURCES[model.source]:<12}",
-        model.key,
-    ]
-    return "  ".join(words) + (f"\n  ! {model.problem}" if model.problem else "")
+def _as_table(models: Sequence[LibraryModel]) -> Iterator[str]:
+    """Columns as wide as they must be; below a model, what is wrong with it."""
+    rows = [("MODEL", "SIZE", "CONTEXT", "WEIGHTS", "LICENCE", "USED", "SOURCE", "KEY")]
+    for model in models:
+        facts = model.facts
+        used = model.last_used_at
+        rows.append((
+            model.name,
+            size_words(model.size_bytes),
+            f"{facts.context_tokens:,}" if facts else "-",
+            (facts.quantization or facts.dtype) if facts else "-",
+            model.license or "-",
+            f"{used.astimezone():%Y-%m-%d}" if used else "never",
+            SOURCES[model.source],
+            model.key,
+        ))  # fmt: skip
+    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
+    for row, model in zip(rows, (None, *models), strict=True):
+        yield "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
+        if model is not None and model.problem:
+            yield f"  ! {model.problem} {model.hint}".rstrip()
+
+
+def size_words(size_bytes: int) -> str:
+    return f"{size_bytes / 1e9:.2f} GB" if size_bytes >= 1e9 else f"{size_bytes / 1e6:.1f} MB"
 
 
 def _copy_progress() -> importing.Progress:
@@ -139,6 +151,6 @@ def _copy_progress() -> importing.Progress:
         if percent != shown and (sys.stderr.isatty() or percent % 10 == 0):
             shown = percent
             end = "\r" if sys.stderr.isatty() and percent < 100 else "\n"
-            print(f"copied {percent}% of {total / 1e9:.2f} GB", end=end, file=sys.stderr, flush=True)
+            print(f"copied {percent}% of {size_words(total)}", end=end, file=sys.stderr, flush=True)
 
     return progress

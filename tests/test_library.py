@@ -14,7 +14,7 @@ from waiting import until
 
 from core.errors import ModelError
 from core.hub import downloads, permissions
-from core.models import importing, locate
+from core.models import importing, locate, uses
 from core.models.importing import Imports
 from core.models.library import Library
 from core.types import EngineSpec
@@ -287,6 +287,14 @@ def test_a_reference_whose_files_went_says_so(library, settings, store, tmp_path
     assert keys(library) == ["embedded"]
 
 
+def test_what_cannot_be_read_is_listed_and_hides_nothing_else(library, settings, store):
+    checkpoint(settings.models_dir / "tuned")
+    uses.remember_import(store, "strange", Path("/" + 300 * "x"))
+    assert library.find("strange").problem == "It can't be read: File name too long."
+    assert library.find("tuned").problem is None
+    library.delete("strange")
+
+
 # -- importing --------------------------------------------------------------------------
 
 
@@ -380,7 +388,9 @@ def test_the_command_line_lists_imports_and_deletes(tmp_path, caches):
     assert models[1]["context_tokens"] == CONFIG["max_position_embeddings"]
     assert core("delete", "tuned", input="n\n").returncode == 1
     assert core("delete", "tuned", "--yes").returncode == 0
-    assert "tuned" not in core("list").stdout
+    head, embedded = core("list").stdout.splitlines()
+    assert head.split() == ["MODEL", "SIZE", "CONTEXT", "WEIGHTS", "LICENCE", "USED", "SOURCE", "KEY"]
+    assert embedded.split()[-2:] == ["embedded", "embedded"]
     (folder / "tokenizer.json").unlink()
     refused = core("import", folder)
     assert refused.returncode == 1 and "tokenizer is missing" in refused.stderr

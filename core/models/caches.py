@@ -100,9 +100,9 @@ def _modelscope_snapshots() -> Iterator[Snapshot]:
 
 
 def _folders(parent: Path) -> list[Path]:
-    if not parent.is_dir():
+    if not os.access(parent, os.R_OK | os.X_OK):  # not there, or somebody else's
         return []
-    return sorted(path for path in parent.iterdir() if path.is_dir() and not path.name.startswith("."))
+    return sorted(path for path in parent.glob("*") if path.is_dir() and not path.name.startswith("."))
 
 
 def bytes_in(folder: Path) -> int:

@@ -200,7 +200,25 @@ class Library:
     def _at(
         self, path: Path, key: str, name: str, source: Source, snapshot: caches.Snapshot | None = None
     ) -> Iterator[LibraryModel]:
-        """What a folder or file holds: a model, or a GGUF model in each of its files."""
+        """What a folder or file holds; a model that says so where it can't be read."""
+        try:
+            yield from self._models_at(path, key, name, source, snapshot)
+        except OSError as error:
+            problem = f"It can't be read: {error.strerror or error}."
+            yield LibraryModel(
+                key=key,
+                name=name,
+                source=source,
+                model=str(path),
+                path=path,
+                format="unknown",
+                problem=problem,
+            )
+
+    def _models_at(
+        self, path: Path, key: str, name: str, source: Source, snapshot: caches.Snapshot | None
+    ) -> Iterator[LibraryModel]:
+        """A model, or a GGUF model in each of its files."""
         repo, hub = (snapshot.repo, snapshot.hub) if snapshot else (None, None)
         made = lambda key, name, path, seen: LibraryModel(  # noqa: E731
             key=key,
@@ -242,11 +260,7 @@ class Library:
             kept = self._seen.get((path, pickle))
         if kept is not None and kept[0] == stamp:
             return kept[1]
-        try:
-            found = checkpoint.look_gguf(path) if path.is_file() else checkpoint.look(path, pickle=pickle)
-        except OSError as error:
-            problem = f"It can't be read: {error.strerror or error}."
-            found = Checkpoint(format="unknown", files=(), size_bytes=0, problem=problem)
+        found = checkpoint.look_gguf(path) if path.is_file() else checkpoint.look(path, pickle=pickle)
         with self._lock:
             self._seen[path, pickle] = (stamp, found)
         return found
