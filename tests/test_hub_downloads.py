@@ -1,5 +1,6 @@
 """Downloads by the hubs' real clients, from a local server that gives real files and misbehaves."""
 
+import json
 import os
 import random
 import resource
@@ -14,6 +15,7 @@ import pytest
 from hub_server import COMMIT, HubServer, Model, hub_server
 from waiting import until
 
+from core import cli_hub
 from core.errors import HubError, ModelError
 from core.hub import permissions, repositories
 from core.hub.downloads import Downloads, DownloadSpec, fetch_now
@@ -372,6 +374,15 @@ def test_search_and_reading_a_part_of_a_file(name, hub, settings):
     assert repositories.read_range(*arguments, 100, 200, settings=settings) == WEIGHTS[100:200]
     with pytest.raises(ModelError):
         repositories.read_range(name, "org/tiny", None, "../../../etc/passwd", 0, 1, settings=settings)
+
+
+def test_the_command_line_lists_what_a_search_finds(hub, settings, capsys):
+    cli_hub.search("tiny", "huggingface", 5, False)
+    assert "org/tiny" in (line := capsys.readouterr().out) and "1,234 downloads" in line
+    cli_hub.search("tiny", "modelscope", 5, True)
+    assert json.loads(capsys.readouterr().out)["license"] == "apache-2.0"
+    cli_hub.search("nothing", "huggingface", 5, False)
+    assert "Nothing on Hugging Face" in capsys.readouterr().err
 
 
 def test_names_out_of_the_folder_are_left_out(hub, settings):

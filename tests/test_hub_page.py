@@ -115,17 +115,18 @@ def test_a_failure_is_shown_with_what_to_do(app, hub):
 
 
 def test_pickle_and_code_are_taken_only_when_they_are_allowed(app, hub):
+    config = b'{"auto_map": {"AutoModel": "model.Model"}}'
     hub.models["org/risky"] = Model(
-        {"config.json": b"{}", "pytorch_model.bin": b"1" * 3000, "model.py": b"1"}
+        {"config.json": config, "pytorch_model.bin": b"1" * 3000, "model.py": b"1"}
     )
     write(app, "Search", "org/risky")
     press(app, "Look at org/risky")
-    assert "pickle only" in words(app)
+    assert "pickle only" in words(app) and "own code" in words(app)
     assert {one.label for one in app.checkbox} == {"Take its own Python code", "Take its pickle weights"}
     assert next(one for one in app.button if one.label.startswith("Download")).disabled
     next(one for one in app.checkbox if "pickle" in one.label).check().run()
     assert "can run any code on this machine" in words(app)
-    press(app, "Download 2.9 KiB")
+    press(app, "Download 3.0 KiB")
     until(app, lambda: session.downloads().list()[0].state == "finished")
     assert {file.path for file in session.downloads().list()[0].files} == {"config.json", "pytorch_model.bin"}
 

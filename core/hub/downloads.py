@@ -127,11 +127,13 @@ class Downloads:
 
     def list(self) -> list[Download]:
         """The newest first."""
+        running = dict(self._running)
         query = sa.select(_table).order_by(_table.c.created_at.desc(), _table.c.download_id.desc())
-        return [self._download(row) for row in self._store.all(query)]
+        return [_seen(row, running.get(row["download_id"])) for row in self._store.all(query)]
 
     def view(self, download_id: str) -> Download:
-        return self._download(self._row(download_id))
+        running = self._running.get(download_id)
+        return _seen(self._row(download_id), running)
 
     def wait(self, download_id: str, report: Callable[[Download], None], every_s: float = 0.5) -> Download:
         """Report until it has ended in some way, and give how."""
@@ -163,7 +165,7 @@ class Downloads:
         for row in self._store.all(sa.select(_table).where(_table.c.state != "finished")):
             same = (row["hub"], row["repo"], row["revision"]) == (repo.hub, repo.repo, repo.revision)
             if same and row["body"]["commit"] == repo.commit and set(files_of(row)) == set(files):
-                return self._download(row)
+                return read(row)
         return None
 
     def _check_room(self, hub: Hub, repo: str, revision: str | None, files: Sequence[RepoFile]) -> None:
@@ -296,12 +298,13 @@ class Downloads:
     def _update(self, download_id: str, **values: Any) -> None:
         self._store.execute(sa.update(_table).where(_table.c.download_id == download_id).values(values))
 
-    def _download(self, row: Mapping[str, Any]) -> Download:
-        running = self._running.get(row["download_id"])
-        if running is None:
-            return read(row)
-        found = read(row, running.received)
-        return replace(found, stage=running.stage, bytes_per_s=running.bytes_per_s())
+
+def _seen(row: Mapping[str, Any], running: _Running | None) -> Download:
+    """`running` is looked up before the row is read: what ends is written before it is forgotten."""
+    if running is None:
+        return read(row)
+    found = read(row, running.received)
+    return replace(found, stage=running.stage, bytes_per_s=running.bytes_per_s())
 
 
 def fetch_now(

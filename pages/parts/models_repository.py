@@ -56,6 +56,8 @@ def draw() -> None:
     patterns = _what(repo)
     known = permissions.allowed(session.runtime().settings, repo.repo, hub)
     refused = {_permission(file.suffix) for file, _ in choosing.choose(repo, patterns).refused}
+    if repo.own_code:  # also where the code lies in another repository
+        refused.add("code")
     allow = frozenset(known) | _allow(repo, refused, known)
     choice = choosing.choose(repo, patterns, allow)
     _download(repo, choice, patterns, allow)
@@ -88,6 +90,7 @@ def _look(hub: Hub, name: str) -> RepoFiles | None:
 def _head(repo: RepoFiles) -> None:
     badges = [" :orange-badge[gated]"] if repo.gated else []
     badges += [" :violet-badge[LoRA adapter]"] if repo.is_adapter else []
+    badges += [" :orange-badge[own code]"] if repo.own_code else []
     st.subheader(plain_text(repo.repo) + "".join(badges), anchor=False)
     about = [TITLES[repo.hub], f"licence: {repo.license or 'not told'}"]
     about += [f"{short_number(repo.downloads)} downloads"] if repo.downloads else []
