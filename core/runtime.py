@@ -306,8 +306,12 @@ class Runtime:
         engine, self._held = self._held, None
         if engine is not None:
             _, before = await self._loop.in_thread(memory.in_use)
+            info = engine.info
             await engine.close()
-            await self._loop.in_thread(lambda: self._memory.add("unload", engine.info.model, before))
+            del engine  # its tokenizer alone is 50 MB
+            if info.load_s >= 1:  # an engine that holds nothing gives nothing back
+                await self._loop.in_thread(memory.give_back)
+            await self._loop.in_thread(lambda: self._memory.add("unload", info.model, before))
 
     async def _pause(self, generation: int, seconds: float) -> None:
         """Sleep, but give up soon when this generation is over."""
@@ -327,7 +331,7 @@ class Runtime:
             self._follow_log()
             if self._building:
                 self._guard.adopt()
-            engine, now = self._state.engine, time.monotonic()
+            engine, now = self._state.engine, time.monotonic()  # held for a tick only: it may be ended
             if engine is None or now - looked_at < _SAMPLE_S:
                 continue
             looked_at = now

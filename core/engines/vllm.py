@@ -45,7 +45,6 @@ from core.engines.vllm_start import (
     error_types,
     explain,
     find_device,
-    give_memory_back,
     import_vllm,
     lasting_environment,
     start,
@@ -395,5 +394,3 @@ class VllmEngine:
         await asyncio.to_thread(engine.shutdown, timeout=_SHUTDOWN_S)
         engine.shutdown = lambda timeout=None: None  # its __del__ would do it all again
         await asyncio.to_thread(self._guard.end_all, 2.0)
-        del engine
-        give_memory_back()

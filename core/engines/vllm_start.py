@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import ctypes
 import functools
-import gc
 import os
 import platform
 import re
@@ -112,13 +110,6 @@ def child_environment(device: DeviceFacts, *, eager: bool = False) -> dict[str, 
             variables["TORCHDYNAMO_DISABLE"] = os.environ.get("TORCHDYNAMO_DISABLE", "1")
         variables |= faster_libraries()
     return variables
-
-
-def give_memory_back() -> None:
-    """To the system, after an engine was ended: this process's own part of it."""
-    gc.collect()
-    if platform.libc_ver()[0] == "glibc":
-        ctypes.CDLL(None).malloc_trim(0)
 
 
 def explain(error: Exception, model: LocalModel, log: tuple[str, ...]) -> EngineError:

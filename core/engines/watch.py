@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+import weakref
 from collections import deque
 
 from core.engines.base import Engine
@@ -17,13 +18,13 @@ class SpeedMeter:
 
     def __init__(self) -> None:
         self._readings: deque[tuple[float, float]] = deque(maxlen=_READINGS_KEPT)
-        self._engine: Engine | None = None
+        self._engine: weakref.ref[Engine] | None = None  # an engine that was ended shall leave memory
         self._at = 0.0
         self._tokens = 0
 
     def sample(self, engine: Engine, now: float) -> None:
         tokens = engine.stats().output_tokens
-        if engine is self._engine:
+        if self._engine is not None and engine is self._engine():
             rate = (tokens - self._tokens) / (now - self._at)
             if rate or any(old for _, old in self._readings):
                 self._readings.append((now, rate))
@@ -31,7 +32,7 @@ class SpeedMeter:
                 self._readings.clear()
         else:
             self._readings.clear()
-        self._engine, self._at, self._tokens = engine, now, tokens
+        self._engine, self._at, self._tokens = weakref.ref(engine), now, tokens
 
     def rates(self, now: float) -> tuple[tuple[float, float], ...]:
         """(seconds ago, output tokens/s), oldest first. Safe from any thread."""
