@@ -12,6 +12,7 @@ from typing import Annotated, Any
 import typer
 
 from core import cli_adapters, cli_endpoints, cli_fit, cli_hub, embedded
+from core.hub.records import size_words
 from core.models import importing
 from core.models.library import SOURCES, Library, LibraryModel
 from core.settings import Settings, load_settings
@@ -136,10 +137,6 @@ def _as_table(models: Sequence[LibraryModel]) -> Iterator[str]:
         yield "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
         if model is not None and model.problem:
             yield f"  ! {model.problem} {model.hint}".rstrip()
-
-
-def size_words(size_bytes: int) -> str:
-    return f"{size_bytes / 1e9:.2f} GB" if size_bytes >= 1e9 else f"{size_bytes / 1e6:.1f} MB"
 
 
 def _copy_progress() -> importing.Progress:

@@ -337,7 +337,7 @@ def test_a_full_disk_leaves_nothing_behind(settings, store, tmp_path):
 
 def test_a_copy_larger_than_the_disk_is_refused_before(settings, store, tmp_path):
     candidate = importing.check(checkpoint(tmp_path / "mine", numbers=1 << 50 >> 8))
-    with pytest.raises(ModelError, match=r"mine takes 8\d+.* GB, and .* GB are free"):
+    with pytest.raises(ModelError, match=r"mine takes 8,192 GiB, and .* are free"):
         importing.import_model(candidate, settings, store, copy=True)
 
 

@@ -16,6 +16,7 @@ from typing import Literal
 from core.errors import ModelError, WorkbenchError
 from core.hub import permissions
 from core.hub.choosing import Permission
+from core.hub.records import size_words
 from core.models import checkpoint, uses
 from core.models.checkpoint import Checkpoint
 from core.settings import Settings
@@ -148,7 +149,7 @@ def _copy(candidate: Candidate, name: str, settings: Settings, progress: Progres
     total, free = candidate.total_bytes, shutil.disk_usage(settings.models_dir).free
     if free < total + _SPARE_BYTES:
         raise ModelError(
-            f"{name} takes {total / 1e9:.2f} GB, and {free / 1e9:.2f} GB are free in {settings.models_dir}.",
+            f"{name} takes {size_words(total)}, and {size_words(free)} are free in {settings.models_dir}.",
             hint="Free some space, or import it without a copy.",
         )
     one_file = candidate.found.format == "gguf" and len(candidate.files) == 1

@@ -9,13 +9,12 @@ import streamlit as st
 
 from core.adapters.registry import Adapter
 from core.errors import WorkbenchError
-from core.hub.records import DownloadSpec
+from core.hub.records import DownloadSpec, size_words
 from core.models import locate
 from core.models.library import LibraryModel
 from pages.parts import models_downloads, models_merges, models_nav, session
 from pages.parts.adapter_picker import loaded, why_no_adapters
 from pages.parts.markdown import plain_text
-from pages.parts.models_words import size_words
 
 _POPOVER_PIXELS = 400
 _HUBS = {"huggingface": "Hugging Face", "modelscope": "ModelScope"}

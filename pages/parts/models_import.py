@@ -5,10 +5,10 @@ from __future__ import annotations
 import streamlit as st
 
 from core.errors import WorkbenchError
+from core.hub.records import size_words
 from core.models.importing import Import
 from pages.parts import models_nav, session
 from pages.parts.markdown import plain_text
-from pages.parts.models_words import size_words
 
 _POPOVER_PIXELS = 440
 _POLL_S = 0.5

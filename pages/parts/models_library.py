@@ -5,12 +5,13 @@ from __future__ import annotations
 import streamlit as st
 
 from core.errors import ModelError
+from core.hub.records import size_words
 from core.models.library import SOURCES, LibraryModel
 from core.types import EngineSpec
 from pages.parts import models_import, models_nav, session
 from pages.parts.charts import counted
 from pages.parts.markdown import plain_text
-from pages.parts.models_words import facts_words, size_words, used_words
+from pages.parts.models_words import facts_words, used_words
 
 _WIDTHS = (5.2, 1.5, 1.6, 1.6, 2.2)
 _SOURCES = {

@@ -5,7 +5,6 @@ from __future__ import annotations
 import datetime as dt
 
 from core.models.library import SOURCES, LibraryModel
-from pages.parts.charts import gibibytes
 
 
 def facts_words(model: LibraryModel) -> list[str]:
@@ -31,11 +30,6 @@ def parameters_words(number: int) -> str:
     if number >= 999_500_000:
         return f"{number / 1e9:.1f}B" if number < 99.5e9 else f"{number / 1e9:.0f}B"
     return f"{number / 1e6:.0f}M" if number >= 999_500 else f"{number / 1e3:.0f}k"
-
-
-def size_words(size_bytes: int) -> str:
-    """In GiB, of small files in MiB."""
-    return gibibytes(size_bytes) if size_bytes >= 50 << 20 else f"{size_bytes / 2**20:.1f} MiB"
 
 
 def used_words(when: dt.datetime | None) -> str:
