@@ -20,6 +20,8 @@ HEAVY = {
         "core/engines/vllm_start.py",
         "core/engines/vllm_stats.py",
     },
+    "huggingface_hub": {"core/hub/huggingface.py", "core/models/caches.py"},
+    "modelscope_hub": {"core/hub/modelscope.py"},
     "llama_cpp": {"core/engines/llamacpp_grammar.py", "core/engines/llamacpp_model.py"},
     "peft": {"core/adapters/merge_worker.py"},
     "torch": {
