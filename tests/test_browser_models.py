@@ -3,7 +3,7 @@
 import re
 
 import pytest
-from playwright.sync_api import Locator, Page, expect
+from playwright.sync_api import Page, expect
 from served import served
 
 pytestmark = pytest.mark.browser
@@ -38,12 +38,14 @@ def page(browser, app):
     assert not [problem for problem in problems if not problem.startswith(("data:", "blob:", "ws"))]
 
 
-def button(page: Page | Locator, name: str):
-    return page.get_by_role("button", name=name, exact=True)
+def keyed(page: Page, key: str):
+    """The button of the widget with this key."""
+    return page.locator(f".st-key-{key} button")
 
 
 def section(page: Page, name: str):
-    page.get_by_role("radio", name=name, exact=True).or_(button(page, name)).first.click()
+    choice = page.get_by_role("radio", name=name, exact=True)
+    choice.or_(page.get_by_role("button", name=name, exact=True)).first.click()
 
 
 def main(page: Page):
@@ -63,12 +65,12 @@ def test_a_checkpoint_is_imported_loaded_asked_and_forgotten(page, embedded_mode
     page.get_by_test_id("stFormSubmitButton").get_by_role("button", name="Import").click()
     expect(page.get_by_text("2 models on this machine")).to_be_visible()
     expect(main(page).get_by_text("reviews-v2", exact=True)).to_be_visible()
-    button(main(page), "Load").nth(1).click()
+    keyed(page, "models-load-imported-reviews-v2").click()
     expect(page).to_have_url(re.compile("model=imported"))
     section(page, "transformers")
     expect(page.get_by_text("Hugging Face's own")).to_be_visible()
     expect(main(page).get_by_text(re.compile("Longest context"))).to_be_visible()
-    button(main(page), "Load").click()
+    keyed(page, "models_load-load").click()
     expect(side(page).get_by_text("reviews-v2", exact=True)).to_be_visible(timeout=90_000)
     expect(side(page).get_by_role("button", name="Unload")).to_be_visible(timeout=90_000)
     page.get_by_role("link", name="Chat").click()
@@ -81,9 +83,9 @@ def test_a_checkpoint_is_imported_loaded_asked_and_forgotten(page, embedded_mode
     side(page).get_by_role("button", name="Unload").click()
     expect(side(page).get_by_text("No model is loaded")).to_be_visible()
     expect(main(page).get_by_text("loaded", exact=True)).to_have_count(0)
-    page.get_by_test_id("stPopover").last.get_by_role("button").click()
-    button(page, "Forget").click()
-    button(page, "Yes").click()
+    keyed(page, "models-more-imported-reviews-v2").click()
+    keyed(page, "models-delete-imported-reviews-v2").click()
+    keyed(page, "models-delete-imported-reviews-v2-yes").click()
     expect(page.get_by_text("1 model on this machine")).to_be_visible()
     assert (embedded_model / "config.json").is_file()
 
