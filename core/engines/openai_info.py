@@ -86,7 +86,9 @@ def describe(
     server: Server, spec: EngineSpec, model: RemoteModel, can: Capabilities, began: float
 ) -> EngineInfo:
     notes = []
-    context = min((size for size in (model.max_model_len, spec.max_model_len) if size), default=None)
+    context = min(
+        (size for size in (model.max_model_len or can.context, spec.max_model_len) if size), default=None
+    )
     if context is None:
         context = ASSUMED_CONTEXT
         notes.append(f"The server doesn't say how long its context is: {context:,} tokens are assumed.")

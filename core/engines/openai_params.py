@@ -60,13 +60,15 @@ class Capabilities:
     """What was found out about one model of one server. `structures`: kinds of structured_outputs.
 
     `refused` has the reason for each sampling parameter that it doesn't take. `max_tokens` is the
-    parameter's name there. `is_vllm`: answers come with token ids, and vLLM's parameters act.
+    parameter's name there. `context`: its length in tokens, where /tokenize tells it. `is_vllm`:
+    answers come with token ids, and vLLM's parameters act.
     `end_ids`: tokens that end an answer, where the server let one be seen. `scores`: a prompt's own
     tokens come with their log-probabilities.
     `priority`: requests may say how urgent they are.
     """
 
     is_vllm: bool = False
+    context: int | None = None
     chat: bool = False
     completion: bool = False
     tokens: bool = False

@@ -29,7 +29,7 @@ async def find_out(server: Server, model: str) -> Capabilities:
     """Raises EngineLoadError when the model answers nothing, RequestRejected and EngineDied as `Server`."""
     asking = _Asking(server, model)
     await asking.begin()
-    logprobs, usage, shapes, refused, (tokens, scores), priority, version = await asyncio.gather(
+    logprobs, usage, shapes, refused, (context, scores), priority, version = await asyncio.gather(
         asking.gives_logprobs(),
         asking.gives_usage(),
         asking.structures(),
@@ -43,7 +43,8 @@ async def find_out(server: Server, model: str) -> Capabilities:
         is_vllm=asking.is_vllm,
         chat=asking.chat is not None,
         completion=asking.completion,
-        tokens=tokens,
+        context=context or None,
+        tokens=context is not None,
         scores=scores,
         logprobs=logprobs,
         end_ids=end_ids,
@@ -201,23 +202,29 @@ class _Asking:
             return []
         return [name for name, text in zip(("top_k", "min_p"), texts, strict=True) if text == greedy]
 
-    async def gives_tokens(self) -> tuple[bool, bool]:
-        """(Whether /tokenize and /detokenize are there and ids are a prompt, whether prompts are scored)."""
+    async def gives_tokens(self) -> tuple[int | None, bool]:
+        """(The context's length as /tokenize says it, whether a prompt's own tokens are scored).
+
+        The length is 0 where it isn't said, None where text is not made into tokens and back, or where
+        ids are no prompt. A router's list of models may leave the length out.
+        """
         if not (self.is_vllm and self.completion):
-            return False, False
+            return None, False
         name = {"model": self._model}
         reply = await self._try(self._server.root + "/tokenize", {**name, "prompt": "Hello, world"})
         ids = reply.get("tokens") if reply else None
         if not isinstance(ids, list) or not ids:
-            return False, False
+            return None, False
         back = await self._try(self._server.root + "/detokenize", {**name, "tokens": ids})
         if not back or "Hello, world" not in str(back.get("prompt")):
-            return False, False
+            return None, False
+        said = reply.get("max_model_len")
+        context = said if type(said) is int and 0 < said < 1 << 31 else 0
         asked = {**name, "prompt": ids, "max_tokens": 1}
         scored = await self._try("/completions", {**asked, "prompt_logprobs": 0})
         if scored is not None:
-            return True, isinstance(_first(scored).get("prompt_logprobs"), list)
-        return await self._try("/completions", asked) is not None, False
+            return context, isinstance(_first(scored).get("prompt_logprobs"), list)
+        return (context if await self._try("/completions", asked) is not None else None), False
 
     async def takes_priority(self) -> bool:
         """vLLM does where it was started with --scheduling-policy priority."""
