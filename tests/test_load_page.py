@@ -4,6 +4,7 @@ from dataclasses import replace
 
 import pytest
 from apps import button, opened, turned_to, until
+from checkpoints import checkpoint
 
 from core.engines import choice
 from core.types import EngineSpec
@@ -127,3 +128,13 @@ def test_the_bar_says_why_another_engine_took_vllms_place(app, monkeypatch):
     button(app, "Other settings").click().run()
     assert any("can't run here" in caption.value for caption in app.caption)
     assert not any(one.label == "Engine" and "vLLM" in one.options for one in app.segmented_control)
+
+
+def test_settings_that_would_fit_are_taken_over_from_the_card(workspace):
+    checkpoint(workspace.models_dir / "small", max_position_embeddings=1 << 20)
+    app = opened("models")
+    next(one for one in app.button if one.key == "models:load:workspace:small").click().run()
+    field(app, "KV cache (GiB)").set_value(0.01).run()
+    next(one for one in app.button if one.label == "Use").click().run()
+    assert not app.exception
+    assert field(app, "KV cache (GiB)").value is None

@@ -368,7 +368,6 @@ def _candidates(facts: ModelFacts, device: Device, spec: EngineSpec) -> list[tup
             found.append((f"Tensor parallel over {size} GPUs", {"tensor_parallel_size": size}))
     if facts.quantization is None and spec.quantization is None:
         found.append(("Weights in fp8", {"quantization": "fp8"}))
-        found.append(("Weights in 4 bits (bitsandbytes)", {"quantization": "bitsandbytes"}))
         both = {"quantization": "fp8", "kv_cache_dtype": "fp8"}
         found.append(("Weights and KV cache in fp8", both))
     return found

@@ -9,7 +9,7 @@ from typing import Any
 import streamlit as st
 
 from core import engine_settings
-from core.engine_settings import GROUPS, SETTINGS, Setting
+from core.engine_settings import BY_NAME, GROUPS, SETTINGS, Setting
 from core.errors import ParameterError
 from core.machine import Machine
 from core.types import EngineSpec
@@ -52,6 +52,12 @@ def settings_form(key: str, start: EngineSpec, here: Machine) -> EngineSpec | No
     if not entered.get("enable_lora"):
         entered |= {name: None for name in _NEEDS_LORA if name in entered}
     return _applied(start, {row.name: entered[row.name] for row in rows})
+
+
+def fill_in(key: str, values: Mapping[str, Any]) -> None:
+    """Put values into the form of this key, before it is drawn again."""
+    for name, value in values.items():
+        st.session_state[f"{key}:{name}"] = _to_widget(BY_NAME[name], value)
 
 
 def _applied(start: EngineSpec, entered: Mapping[str, Any]) -> EngineSpec | None:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import plotly.graph_objects as go
 import streamlit as st
@@ -37,8 +38,15 @@ _SIGNS = {
 _MOST_OPTIONS = 4
 
 
-def fit_card(model: LibraryModel | ModelFacts, spec: EngineSpec) -> bool:
-    """Draw it for a model of this machine; False when it doesn't seem to fit, to be loaded all the same."""
+def fit_card(
+    model: LibraryModel | ModelFacts,
+    spec: EngineSpec,
+    use: Callable[[Mapping[str, Any]], None] | None = None,
+) -> bool:
+    """Draw it for a model of this machine; False when it doesn't seem to fit, to be loaded all the same.
+
+    With `use`, settings that would fit have a button that passes them to it.
+    """
     facts = model.facts if isinstance(model, LibraryModel) else model
     if spec.engine == "scripted":
         st.caption("Scripted answers take no memory.")
@@ -49,7 +57,7 @@ def fit_card(model: LibraryModel | ModelFacts, spec: EngineSpec) -> bool:
     status = session.runtime().status()
     here = fit.device_of(machine.describe(), status.info)
     estimate = fit.estimate(facts, here, spec)
-    _card(estimate, fit.options(facts, here, spec), f"{spec.engine}:{spec.model}")
+    _card(estimate, fit.options(facts, here, spec), f"{spec.engine}:{spec.model}", use)
     loaded = status.spec if status.phase == "ready" else None
     kept: dict[str, Fit] = st.session_state.setdefault(_KEPT, {})
     if loaded is None or (loaded.engine, loaded.model) != (spec.engine, spec.model):
@@ -80,7 +88,12 @@ def _remote_facts(hub: Hub, repo: str, revision: str | None, files: tuple[RepoFi
     return remote_facts.read(hub, repo, revision, files, session.runtime().settings)
 
 
-def _card(estimate: Fit, options: Sequence[fit.Option], key: str) -> None:
+def _card(
+    estimate: Fit,
+    options: Sequence[fit.Option],
+    key: str,
+    use: Callable[[Mapping[str, Any]], None] | None = None,
+) -> None:
     with st.container(border=True):
         st.markdown(f"{_SIGNS[estimate.verdict]} **{plain_text(estimate.advice)}**")
         if estimate.verdict == "elsewhere":
@@ -97,7 +110,12 @@ def _card(estimate: Fit, options: Sequence[fit.Option], key: str) -> None:
             st.markdown(
                 "**What would fit**" if estimate.verdict == "too large" else "**For a longer context**"
             )
-            st.markdown("\n".join(_option_line(option) for option in options[:_MOST_OPTIONS]))
+            for number, option in enumerate(options[:_MOST_OPTIONS]):
+                with st.container(horizontal=True, vertical_alignment="center"):
+                    st.markdown(_option_line(option), width="stretch")
+                    if use is not None:
+                        name = f"models_fit:use:{key}:{number}"
+                        st.button("Use", key=name, type="tertiary", on_click=use, args=(option.changes,))
         elif estimate.verdict == "too large":
             st.caption(fit.NOTHING_HELPS)
         with st.expander("Where the figures come from"):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from dataclasses import replace
 
@@ -16,7 +17,7 @@ from core.types import EngineSpec, MemoryReading
 from pages.parts import session
 from pages.parts.charts import gibibytes
 from pages.parts.engine_in_use import in_use_words
-from pages.parts.engine_settings import settings_form
+from pages.parts.engine_settings import fill_in, settings_form
 from pages.parts.markdown import plain_text
 from pages.parts.models_fit import fit_card
 
@@ -37,7 +38,7 @@ def load_form(model: LibraryModel) -> None:
         if spec is not None and spec.enable_lora:
             spec = session.adapters().with_lora(spec)
     with right:
-        fits = spec is None or fit_card(model, spec)
+        fits = spec is None or fit_card(model, spec, functools.partial(fill_in, key))
     with left:
         _load_row(spec, fits and model.problem is None)
     _memory(session.runtime().memory_readings())
