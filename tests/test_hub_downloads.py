@@ -107,6 +107,7 @@ def test_the_hubs_own_client_finds_what_came(hub, downloads):
     assert path.name == COMMIT
     again = ended(downloads, downloads.start(tiny("huggingface")))
     assert again.state == "finished"
+    assert downloads.list() == [again]
     assert hub.sent("model.safetensors") == len(WEIGHTS)
 
 
@@ -273,6 +274,12 @@ def test_cancel_removes_what_came_but_not_what_was_there(name, hub, downloads, t
     downloads.forget(first.download_id)
     assert downloads.list() == []
     assert (first.path / "tokenizer.json").is_file()
+    hub.models["org/other"] = Model(dict(FILES))
+    download_id = downloads.start(DownloadSpec(hub=name, repo="org/other"))
+    in_the_middle(downloads, download_id)
+    downloads.cancel(download_id)
+    assert not (tmp_path / "huggingface/hub/models--org--other").exists()
+    assert not (tmp_path / "modelscope/models/org--other").exists()
 
 
 def test_several_run_at_once_and_another_process_can_pause_them(hub, settings, store, downloads):

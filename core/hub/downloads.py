@@ -80,10 +80,10 @@ class Downloads:
         if spec.allow:
             permissions.allow(self._settings, repo.repo, spec.allow, spec.hub)
         with self._lock:
-            begun = self._begun(repo, choice.taken)
-            if begun is not None:
-                self.resume(begun.download_id)
-                return begun.download_id
+            for begun in self._same(repo, choice.taken):
+                if begun["state"] != "finished":
+                    self.resume(begun["download_id"])
+                    return begun["download_id"]
             self._check_room(repo.hub, repo.repo, repo.commit or repo.revision, choice.taken)
             return self._add(repo, choice.taken)
 
@@ -118,7 +118,7 @@ class Downloads:
                 for file in files_of(row):
                     place = place_of(row, file)
                     if file.path not in row["body"]["before"] and not hub.is_linked(row["repo"], place):
-                        place.remove()
+                        place.remove(hub.cache_dir())
             self._store.execute(sa.delete(_table).where(_table.c.download_id == download_id))
 
     def forget(self, download_id: str) -> None:
@@ -160,13 +160,15 @@ class Downloads:
 
     # -- starting ------------------------------------------------------------
 
-    def _begun(self, repo: RepoFiles, files: Sequence[RepoFile]) -> Download | None:
-        """A download of the same files of the same commit that has not finished."""
-        for row in self._store.all(sa.select(_table).where(_table.c.state != "finished")):
-            same = (row["hub"], row["repo"], row["revision"]) == (repo.hub, repo.repo, repo.revision)
-            if same and row["body"]["commit"] == repo.commit and set(files_of(row)) == set(files):
-                return read(row)
-        return None
+    def _same(self, repo: RepoFiles, files: Sequence[RepoFile]) -> list[dict[str, Any]]:
+        """Downloads of the same files of the same commit, finished or not."""
+        asked = (repo.hub, repo.repo, repo.revision, repo.commit)
+        return [
+            row
+            for row in self._store.all(sa.select(_table).where(_table.c.repo == repo.repo))
+            if (row["hub"], row["repo"], row["revision"], row["body"]["commit"]) == asked
+            and set(files_of(row)) == set(files)
+        ]
 
     def _check_room(self, hub: Hub, repo: str, revision: str | None, files: Sequence[RepoFile]) -> None:
         """Raises HubError unless what is missing fits beside what other downloads still miss."""
@@ -189,6 +191,8 @@ class Downloads:
 
     def _add(self, repo: RepoFiles, files: Sequence[RepoFile]) -> str:
         download_id = new_id()
+        for done in self._same(repo, files):  # it would be listed twice
+            self._store.execute(sa.delete(_table).where(_table.c.download_id == done["download_id"]))
         hub = client(repo.hub)
         at = repo.commit or repo.revision
         before = [file.path for file in files if hub.place(repo.repo, at, file).whole.exists()]

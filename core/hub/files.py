@@ -26,9 +26,19 @@ class Place:
                 continue
         return 0
 
-    def remove(self) -> None:
+    def remove(self, cache: Path) -> None:
+        """And the folders below `cache` that are empty then: they would look like a model."""
         self.whole.unlink(missing_ok=True)
         self.partial.unlink(missing_ok=True)
+        for folder in self.whole.parents:
+            if (
+                folder == cache
+                or not folder.is_relative_to(cache)
+                or (folder.is_dir() and any(folder.iterdir()))
+            ):
+                break
+            if folder.is_dir():
+                folder.rmdir()
 
 
 def is_right(path: Path, file: RepoFile) -> bool:
