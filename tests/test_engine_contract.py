@@ -106,9 +106,9 @@ def test_a_stream_is_deltas_and_then_the_answer(subject: Subject) -> None:
 
 
 def test_chance_is_reproducible_by_its_seed_and_absent_at_temperature_zero(subject: Subject) -> None:
-    texts = [complete(subject, STORY, seed=seed, max_tokens=16).text for seed in (1, 1, 2)]
+    texts = [complete(subject, STORY, seed=seed, max_tokens=10).text for seed in (1, 1, 2)]
     assert texts[0] == texts[1] != texts[2]
-    greedy = [complete(subject, STORY, temperature=0, seed=seed, max_tokens=16).text for seed in (1, 2)]
+    greedy = [complete(subject, STORY, temperature=0, seed=seed, max_tokens=8).text for seed in (1, 2)]
     assert greedy[0] == greedy[1]
 
 
@@ -136,16 +136,16 @@ def test_parameters_change_what_is_likely(subject: Subject) -> None:
             assert complete(subject, STORY, temperature=2.0, seed=3, max_tokens=12, **params).text == greedy
     if "repetition_penalty" not in refused:
         assert complete(subject, STORY, temperature=0, max_tokens=12, repetition_penalty=5.0).text != greedy
+    long = complete(subject, STORY, temperature=0, max_tokens=24).text
     for name in ("presence_penalty", "frequency_penalty"):
         if name not in refused:
-            long = [complete(subject, STORY, temperature=0, max_tokens=48, **{name: of}) for of in (0, 2)]
-            assert long[0].text != long[1].text
+            assert complete(subject, STORY, temperature=0, max_tokens=24, **{name: 2}).text != long
     if "bad_words" not in refused:
         word = greedy.split()[1].strip(",.")
         assert word not in complete(subject, STORY, temperature=0, max_tokens=12, bad_words=[word]).text
     if "min_tokens" not in refused:
         short = ChatPrompt((Message("user", "Say only: yes"),))
-        assert complete(subject, short, temperature=0, min_tokens=30, max_tokens=32).output_tokens >= 30
+        assert complete(subject, short, temperature=0, min_tokens=12, max_tokens=14).output_tokens >= 12
 
 
 def test_single_tokens_can_be_chosen_by_their_ids(subject: Subject) -> None:
@@ -304,7 +304,8 @@ def test_tokens_come_with_their_probabilities(subject: Subject) -> None:
         assert math.fsum(map(math.exp, values)) <= 1.001
         assert entry.logprob <= values[0]
         if entry.rank <= 3:
-            assert entry.alternatives[entry.rank - 1].token_id == entry.token_id
+            # equal ones may stand in any order
+            assert entry.alternatives[entry.rank - 1].logprob == pytest.approx(entry.logprob, abs=1e-4)
     summed = complete(subject, STORY, top=0, temperature=0, max_tokens=4)
     assert summed.cumulative_logprob == pytest.approx(
         math.fsum(entry.logprob for entry in summed.logprobs), abs=1e-4

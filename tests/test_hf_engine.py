@@ -218,6 +218,19 @@ def test_penalties_biases_and_bans_are_vllm_s() -> None:
     assert adjusted([5], encode=words.__getitem__, bad_words=["yz"])[6] == none
 
 
+def test_among_equals_the_token_that_was_written_stands_first() -> None:
+    import torch
+
+    logits = torch.tensor([[1.0, 3.0, 3.0, 3.0, 2.0]])
+    for token in (1, 2, 3):
+        asked = Work(prompt_ids=(0,), params={"allowed_token_ids": [token]}, top_logprobs=2)
+        own = Chooser(asked, torch.device("cpu"), frozenset(), lambda text: [])
+        (written,) = choose(logits.clone(), [own])
+        assert (written.chosen.rank, written.likeliest[0].token_id) == (1, token)
+        assert written.likeliest[0].logprob == written.likeliest[1].logprob == written.chosen.logprob
+        assert len({each.token_id for each in written.likeliest}) == 2
+
+
 def test_tokens_outside_the_vocabulary_are_refused(tokenizer: Tokenizer) -> None:
     backend = made(llama(), tokenizer)
     for params in ({"logit_bias": {"1000": 1}}, {"allowed_token_ids": [1000]}, {"stop_token_ids": [-1]}):

@@ -160,13 +160,13 @@ def _with_logprobs(token: int, logprobs: torch.Tensor, work: Work) -> Token:
     chosen = Candidate(token, own.item(), int((logprobs > own).sum()) + 1)
     if not work.top_logprobs:
         return Token(token, chosen)
-    values, ids = logprobs.topk(min(work.top_logprobs, len(logprobs)))
-    likeliest = zip(ids.tolist(), values.tolist(), strict=True)
-    return Token(
-        token,
-        chosen,
-        tuple(Candidate(other, value, rank) for rank, (other, value) in enumerate(likeliest, 1)),
-    )
+    values, found = logprobs.topk(min(work.top_logprobs, len(logprobs)))
+    ids = found.tolist()
+    if chosen.rank <= len(ids):  # among equals, and in 16 bits there are some, the chosen one is first
+        ids.remove(token) if token in ids else ids.pop()
+        ids.insert(chosen.rank - 1, token)
+    ranked = zip(ids, values.tolist(), strict=True)
+    return Token(token, chosen, tuple(Candidate(*each, rank) for rank, each in enumerate(ranked, 1)))
 
 
 def _token_sequences(words: Sequence[str], encode: Callable[[str], list[int]]) -> list[list[int]]:
