@@ -15,6 +15,7 @@ import pytest
 from waiting import until
 
 from core import sampling
+from core.engine_settings import BY_NAME
 
 ROOT = Path(__file__).parents[1]
 
@@ -367,6 +368,26 @@ def test_params_lists_the_whole_table(core):
     for parameter in sampling.PARAMETERS:
         assert parameter.name in listed
         assert parameter.help in listed
+
+
+def test_engine_settings_are_taken_kept_for_the_run_and_checked_first(core, home, table, tmp_path):
+    out = tmp_path / "out.csv"
+    command = ["batch", table, "-o", out, "--prompt-column", "text", "--engine", "scripted", "--json"]
+    summary = figures(core(*command, "--engine-arg", "max_model_len=64", "--engine-arg", "max-num-seqs=2"))
+    spec = json.loads((home / "runs" / summary["run_id"] / "run.json").read_text())
+    assert (spec["model"]["max_model_len"], spec["engine"]["max_num_seqs"]) == (64, 2)
+    for assignment, words in (
+        ("max_modell_len=64", "Did you mean max_model_len"),
+        ("tensor_parallel_size=2", "setting of vllm"),
+    ):
+        process = core(*command, "--engine-arg", assignment)
+        assert process.returncode == 2 and words in process.stderr
+    assert len(list((home / "runs").iterdir())) == 1
+
+
+def test_params_lists_the_engine_settings_too(core):
+    listed = core("params", "--engine").stdout
+    assert all(name in listed for name in BY_NAME)
 
 
 def test_bad_settings_are_named(core, table, tmp_path):
