@@ -23,10 +23,10 @@ from core.engines.chat_prompts import chat_text
 from core.engines.children import environment, main_replaced
 from core.engines.engine_log import EngineLog, cause_in
 from core.engines.guard import Guard
-from core.engines.tokenizer import Tokenizer
+from core.engines.tokenizer import Tokenizer, end_ids
 from core.engines.vllm_admission import Admission, admission
 from core.engines.vllm_distribution import Question
-from core.engines.vllm_info import describe, end_ids, weights_bytes
+from core.engines.vllm_info import describe, weights_bytes
 from core.engines.vllm_lora import VllmAdapters
 from core.engines.vllm_models import locate, read_facts
 from core.engines.vllm_params import (
@@ -156,7 +156,7 @@ class VllmEngine:
         self._guard = guard
         self._log = log
         self._live = 0
-        self._end_ids = end_ids(tokenizer, info)
+        self._end_ids = end_ids(tokenizer, info.generation_config)
         self._numbers = itertools.count()
         self._structures = Structures(self._make_ready)
         self._turns = Turns()

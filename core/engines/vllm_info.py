@@ -101,10 +101,3 @@ async def weights_bytes(engine: Any) -> int | None:
     except TimeoutError:
         return None
     return sum(found) * engine.vllm_config.parallel_config.data_parallel_size
-
-
-def end_ids(tokenizer: Tokenizer, info: EngineInfo) -> tuple[int, ...]:
-    """The tokens that end an answer: the tokenizer's, and those the model's makers add."""
-    added = info.generation_config.get("eos_token_id")
-    ids = [tokenizer.end_id, *(added if isinstance(added, list) else [added])]
-    return tuple(dict.fromkeys(token for token in ids if token is not None))
