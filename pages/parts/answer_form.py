@@ -212,23 +212,30 @@ def _param_columns(key: str, names: list[str]) -> dict[str, str]:
 
 def _overflow(key: str) -> OverflowSpec:
     left, right = st.columns(2, vertical_alignment="bottom")
+    why_not = _why_not("tokens")
+    cuts = st.session_state[f"{key}:overflow"] != "error"
     action = left.selectbox(
         "A prompt that is too long",
         list(_OVERFLOWS),
         format_func=_OVERFLOWS.get,
         key=f"{key}:overflow",
         index=list(_OVERFLOWS).index(st.session_state[f"{key}:overflow"]),
+        disabled=why_not is not None and not cuts,
         help="What is cut is the last user message; how much is kept with the row.",
         persist_state="session",
     )
+    limited = st.session_state[f"{key}:prompt-tokens"] is not None
     tokens = right.number_input(
         "Most tokens in a prompt",
         min_value=1,
         key=f"{key}:prompt-tokens",
         value=st.session_state[f"{key}:prompt-tokens"],
         placeholder="as many as fit",
+        disabled=why_not is not None and not limited,
         persist_state="session",
     )
+    if why_not:
+        st.caption(f"Prompts can't be cut or limited: {why_not}")
     return OverflowSpec(action=action, prompt_tokens=tokens)
 
 

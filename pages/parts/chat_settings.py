@@ -56,7 +56,7 @@ def chat_settings(conversation: Conversation | None) -> ChatSettings:
             style = _style(key, before, info)
             adapter = adapter_picker(f"{key}:adapter", before.adapter)
             system = _system(key, conversation)
-            template_options = _template_options(key, before, style)
+            template_options = _template_options(key, before, style, info)
         with sampling:
             params = sampling_form(
                 key,
@@ -105,6 +105,9 @@ def _style(key: str, before: ChatOptions, info: EngineInfo | None) -> str:
             on_click=st.session_state.__setitem__,
             args=(_EDIT_STYLES, True),
         )
+    why_not = info.cannot.get("completion") if info and style != prompt_styles.CHAT else None
+    if why_not:
+        st.warning(f"This style can't be used now: {plain_text(why_not)}")
     if style in _ABOUT_STYLES:
         lacks = style == prompt_styles.CHAT and info is not None and not info.has_chat_template
         st.caption(
@@ -135,16 +138,23 @@ def _system(key: str, conversation: Conversation | None) -> str:
     return entered or ""
 
 
-def _template_options(key: str, before: ChatOptions, style: str) -> Mapping[str, Any]:
+def _template_options(
+    key: str, before: ChatOptions, style: str, info: EngineInfo | None
+) -> Mapping[str, Any]:
     name = f"{key}:template_options"
+    why_not = info.cannot.get("chat_options") if info else None
     entered = st.text_input(
         "Template options",
         _seed(name, json.dumps(dict(before.template_options)) if before.template_options else ""),
         key=name,
         persist_state="session",
         placeholder='{"enable_thinking": false}',
-        disabled=style != prompt_styles.CHAT,
-        help="Further variables of the model's chat template, as a JSON object.",
+        # what is there can be taken back
+        disabled=style != prompt_styles.CHAT
+        or (why_not is not None and not st.session_state.get(name) and not before.template_options),
+        help=plain_text(why_not)
+        if why_not
+        else "Further variables of the model's chat template, as a JSON object.",
     )
     try:
         options = json.loads(entered or "{}")
