@@ -239,19 +239,18 @@ def test_a_few_rows_are_tried_then_forecast_the_rest_and_are_kept(workspace, tmp
 
 
 def test_failed_rows_are_asked_again(workspace, tmp_path, monkeypatch):
-    answer = ScriptedEngine.stream
+    answer = ScriptedEngine.complete
 
     async def refuse_one(self, request):
         if "Film 7" in self._read(request)[0]:
             raise RequestRejected("Film 7 is refused.")
-        async for item in answer(self, request):
-            yield item
+        return await answer(self, request)
 
-    monkeypatch.setattr(ScriptedEngine, "stream", refuse_one)
+    monkeypatch.setattr(ScriptedEngine, "complete", refuse_one)
     run = answered(tmp_path)
     app = open_page(run=run.run_id)
     assert "1 × Film 7 is refused." in texts(app.text)
-    monkeypatch.setattr(ScriptedEngine, "stream", answer)
+    monkeypatch.setattr(ScriptedEngine, "complete", answer)
     counts = press(app, run, "Retry 1 failed row").counts
     assert (counts.ok, counts.errors) == (30, 0)
     assert run.spec.sessions[-1].generated == 1
