@@ -46,7 +46,7 @@ def _code(settings: ChatSettings, path: Sequence[StoredMessage]) -> None:
         "asked": asked,
         "params": params,
         "model": adapter or (info.model if info else "MODEL"),  # a server knows adapters as models
-        "base_url": _BASE_URL,
+        "base_url": (info.settings.get("base_url") if info else None) or _BASE_URL,
         "template_options": options.template_options if options.style == prompt_styles.CHAT else None,
         "top_logprobs": options.top_logprobs,
         "generation_config": info.generation_config if info else None,
