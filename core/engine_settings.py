@@ -153,9 +153,10 @@ SETTINGS: tuple[Setting, ...] = (
         help="fp8 keeps twice the context in the same memory, with slightly different answers.",
     ),
     Setting(
-        name="enforce_eager", title="Eager: no compiling, no CUDA graphs", kind="bool", group="speed",
+        name="enforce_eager", title="Eager (no compiling)", kind="bool", group="speed",
         automatic="yes on a CPU, no on a GPU",
-        help="Loads in a third of the time and answers slower on a GPU; the first try after a failed load.",
+        help="No torch.compile, no CUDA graphs: loads in a third of the time and answers slower on a GPU; the "
+        "first try after a failed load.",
     ),
     Setting(
         name="enable_prefix_caching", title="Prefix caching", kind="bool", group="speed", automatic="yes",

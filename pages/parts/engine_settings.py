@@ -114,12 +114,13 @@ def _widget(key: str, row: Setting, reason: str | None) -> Any:
         )  # fmt: skip
     match row.kind:
         case "bool" if row.automatic == "no":
-            return st.checkbox(row.title, value=now, **common)
+            return st.checkbox(row.title, value=now, wrap=True, **common)
         case "bool":
             options = list(_YES_NO)
             return st.selectbox(
-                row.title, options, index=options.index(now), format_func=_YES_NO.get, **common
-            )
+                row.title, options, index=options.index(now), placeholder="automatic", **common,
+                format_func=_YES_NO.get,
+            )  # fmt: skip
         case "int":
             return st.number_input(
                 row.title, value=now, min_value=int(row.minimum), step=_step(row), placeholder="automatic",

@@ -23,12 +23,14 @@ from pages.parts.models_fit import fit_card
 
 _ASKING, _TURN, _CLEARED = "models_load:asking", "models_load:turn", "models_load:cleared"
 _SHOWN_READINGS = 6
+_FORM_PIXELS, _CARD_PIXELS = 480, 330
 
 
 def load_form(model: LibraryModel) -> None:
     """The form for a model, what it would take beside it, and what the last loads took."""
     start = _start(model)
-    left, right = st.columns([3, 2], gap="large")
+    row = st.container(horizontal=True, gap="medium")  # the card goes under the form on a narrow page
+    left, right = row.container(width=_FORM_PIXELS), row.container(width=_CARD_PIXELS)
     with left:
         start = _engine(model, start)
         if start is None:
