@@ -155,7 +155,7 @@ SETTINGS: tuple[Setting, ...] = (
     Setting(
         name="enforce_eager", title="Eager (no compiling)", kind="bool", group="speed",
         automatic="yes on a CPU, no on a GPU",
-        help="No torch.compile, no CUDA graphs: loads in a third of the time and answers slower on a GPU; the "
+        help="No torch.compile, no CUDA graphs: loads in a third of the time, answers slower on a GPU; the "
         "first try after a failed load.",
     ),
     Setting(
