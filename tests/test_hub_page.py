@@ -71,7 +71,7 @@ def test_a_model_is_searched_looked_at_downloaded_and_opened(app, hub):
     assert list(table["Taken"][["model.safetensors", "pytorch_model.bin"]]) == [True, False]
     assert "safetensors are taken instead" in table["Why not"]["pytorch_model.bin"]
     assert not app.checkbox
-    hub.bytes_per_s = 1e6
+    hub.bytes_per_s = 2e5
     press(app, "Download 1.9 MiB")
     (download,) = session.downloads().list()
     press(app, "Pause")
@@ -90,7 +90,7 @@ def test_a_model_is_searched_looked_at_downloaded_and_opened(app, hub):
 
 
 def test_a_download_is_cancelled_only_after_it_was_asked(app, hub, tmp_path):
-    hub.bytes_per_s = 5e5
+    hub.bytes_per_s = 2e5
     write(app, "Search", "org/tiny")
     press(app, "Look at org/tiny")
     press(app, "Download 1.9 MiB")

@@ -23,7 +23,7 @@ import psutil
 import sqlalchemy as sa
 
 from core.catalogue_schema import downloads as _table
-from core.errors import HubError, ModelError
+from core.errors import HubError, ModelError, WorkbenchError
 from core.hub import choosing, permissions, repositories
 from core.hub.records import Download, DownloadSpec, files_of, place_of, read, size_words
 from core.hub.repositories import RepoFile, RepoFiles, client
@@ -40,13 +40,14 @@ _ROOT = Path(__file__).resolve().parents[2]
 
 @dataclass(slots=True)
 class _Running:
-    """A worker of this process, and what it has said."""
+    """A worker of this process, and what it has said; `ended` is what became of it, once it has."""
 
     process: subprocess.Popen[str]
     received: dict[str, int]
     stage: str = "Starting"
     seen: deque[tuple[float, int]] = field(default_factory=deque)
     reader: threading.Thread | None = None
+    ended: dict[str, Any] = field(default_factory=dict)
 
     def bytes_per_s(self) -> float | None:
         """Over the last seconds; None before there were two looks."""
@@ -91,8 +92,10 @@ class Downloads:
         """End its process; what came is kept. Nothing happens where it doesn't run."""
         row = self._row(download_id)
         if row["state"] == "running":
-            self._update(download_id, state="paused", bytes_per_s=None)
-            self._end_worker(download_id, row)
+            try:
+                self._update(download_id, state="paused", bytes_per_s=None)
+            finally:  # also where a full disk keeps no word of it: it reads as interrupted then
+                self._end_worker(download_id, row)
 
     def resume(self, download_id: str) -> None:
         """Go on from the bytes that are there. Nothing happens where it runs or has finished.
@@ -233,15 +236,20 @@ class Downloads:
             process.stdin.flush()
         received = {file.path: place_of(row, file).received_bytes() for file in files_of(row)}
         running = _Running(process, received)
-        self._update(
-            download_id, state="running", stage="Starting", message="", hint="", kind=None, received=received,
-            worker_pid=process.pid, worker_started=_started(process.pid),
-        )  # fmt: skip
-        self._running[download_id] = running
         running.reader = threading.Thread(
             target=self._follow, args=(download_id, running), name=f"download-{download_id}", daemon=True
         )
-        running.reader.start()
+        try:
+            self._update(
+                download_id, state="running", stage="Starting", message="", hint="", kind=None,
+                received=received, worker_pid=process.pid, worker_started=_started(process.pid),
+            )  # fmt: skip
+        except WorkbenchError:
+            process.kill()  # nobody would know of it
+            raise
+        finally:
+            self._running[download_id] = running
+            running.reader.start()
 
     # -- following -----------------------------------------------------------
 
@@ -263,8 +271,9 @@ class Downloads:
                 running.seen.popleft()
             if now - saved >= _SAVE_EVERY_S:
                 saved = now
-                rate = running.bytes_per_s()
-                self._update(download_id, received=running.received, stage=running.stage, bytes_per_s=rate)
+                seen = {"received": running.received, "stage": running.stage}
+                with contextlib.suppress(WorkbenchError):  # a full disk: the next look may be kept
+                    self._update(download_id, **seen, bytes_per_s=running.bytes_per_s())
         code = running.process.wait()
         for pipe in (running.process.stdin, running.process.stdout):
             with contextlib.suppress(BrokenPipeError):
@@ -277,8 +286,10 @@ class Downloads:
         elif code >= 0:  # not killed: it broke before it could say why
             said = f"The download's process ended with exit code {code}."
             ended |= {"state": "failed", "message": said, "hint": "Resume it.", "kind": "other"}
-        self._update(download_id, **ended)
-        self._running.pop(download_id, None)
+        running.ended = ended
+        with contextlib.suppress(WorkbenchError):  # a full disk: what became of it is known here alone
+            self._update(download_id, **ended)
+            self._running.pop(download_id, None)
 
     def _end_worker(self, download_id: str, row: Mapping[str, Any]) -> None:
         running = self._running.get(download_id)
@@ -305,8 +316,8 @@ class Downloads:
 
 def _seen(row: Mapping[str, Any], running: _Running | None) -> Download:
     """`running` is looked up before the row is read: what ends is written before it is forgotten."""
-    if running is None:
-        return read(row)
+    if running is None or running.ended:
+        return read({**row, **running.ended} if running is not None else row)
     found = read(row, running.received)
     return replace(found, stage=running.stage, bytes_per_s=running.bytes_per_s())
 
