@@ -59,6 +59,12 @@ def test_a_server_is_added_and_one_of_its_models_used(app, server):
     app.run()
     assert "how it cuts text into tokens" in words(app)
 
+    server.honours = {"top_k"}
+    assert "top_k" in runtime.engine.info.cannot_params
+    button(app, "Find out again").click().run()
+    until(app, lambda: runtime.status().phase == "ready")
+    assert "top_k" not in runtime.engine.info.cannot_params
+
 
 def test_what_goes_wrong_is_said_there(app, server):
     add(app, "not an address")

@@ -54,6 +54,7 @@ def test_everything_that_vllm_can_is_found_out(remote):
     assert set(info.cannot) == {"beam_search", "distribution", "adapters"}
     assert set(info.cannot_params) == {"beam_width", "length_penalty"}
     assert (info.max_model_len, info.batch_slots) == (8192, 64)
+    assert remote.engine._can.context == 8192  # from /tokenize: a router's list of models leaves it out
     assert info.engine_version.startswith("vLLM 0.") and info.has_chat_template
 
 

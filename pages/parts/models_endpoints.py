@@ -70,8 +70,9 @@ def _endpoint(endpoint: Endpoint) -> None:
             st.error(plain_text(str(found)))
         elif found is not None:
             _models(endpoint, found)
+        _confirm_if_waiting(endpoint)
         if in_use and status.phase == "ready":
-            _abilities(status.info)
+            _abilities(status.spec, status.info)
 
 
 def _more(endpoint: Endpoint) -> None:
@@ -115,9 +116,6 @@ def _models(endpoint: Endpoint, models: tuple[RemoteModel, ...]) -> None:
             engine="openai", model=model.name, base_url=endpoint.base_url, max_num_seqs=int(slots)
         )
         st.button("Use", type="primary", key=_key("use", endpoint), on_click=_use, args=(spec,))
-    waiting = st.session_state.get(_WAITING)
-    if waiting is not None and waiting.base_url == endpoint.base_url:
-        _confirm(waiting)
 
 
 def _words(model: RemoteModel) -> str:
@@ -133,7 +131,10 @@ def _use(spec: EngineSpec) -> None:
         session.runtime().load(spec)
 
 
-def _confirm(spec: EngineSpec) -> None:
+def _confirm_if_waiting(endpoint: Endpoint) -> None:
+    spec = st.session_state.get(_WAITING)
+    if spec is None or spec.base_url != endpoint.base_url:
+        return
     at_work = ", ".join(counted(count, kind) for kind, count in session.runtime().in_use().items())
     if not at_work:
         del st.session_state[_WAITING]
@@ -150,16 +151,25 @@ def _confirm(spec: EngineSpec) -> None:
             st.rerun()
 
 
-def _abilities(info: EngineInfo) -> None:
+def _abilities(spec: EngineSpec, info: EngineInfo) -> None:
     with st.expander(f"What {plain_text(info.model)} can't do there"):
-        for note in info.settings.get("notes", ()):
-            st.caption(plain_text(note))
-        for reason in dict.fromkeys(info.cannot.values()):
-            st.markdown(f"- {plain_text(reason)}")
+        lines = [plain_text(reason) for reason in (*info.settings.get("notes", ()), *info.cannot.values())]
         for reason in dict.fromkeys(info.cannot_params.values()):
             names = [name for name, why in info.cannot_params.items() if why == reason]
-            st.markdown(f"- {', '.join(f'`{name}`' for name in names)}: {plain_text(reason)}")
-        st.caption("Found out when it was loaded, and kept for a day.")
+            if reason not in info.cannot.values():
+                lines.append(f"{', '.join(f'`{name}`' for name in names)}: {plain_text(reason)}")
+        st.markdown("\n".join(f"- {line}" for line in lines))
+        with st.container(horizontal=True, vertical_alignment="center"):
+            st.caption("Found out when it was loaded, and kept for a day.")
+            st.button("Find out again", key=f"models:endpoints:again:{spec.base_url}", type="tertiary",
+                      icon=":material/refresh:", on_click=_find_out_again, args=(spec, info))  # fmt: skip
+
+
+def _find_out_again(spec: EngineSpec, info: EngineInfo) -> None:
+    from core.engines.openai import forget_known  # that of the engine in use: not for a page without one
+
+    forget_known(session.runtime().settings, spec.base_url, info.model)
+    _use(spec)
 
 
 def _place(endpoint: Endpoint) -> str:
