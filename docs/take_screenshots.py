@@ -105,7 +105,7 @@ def batch(page: Page, folder: Path, url: str) -> None:
 
 def models(page: Page, folder: Path, url: str) -> None:
     page.goto(f"{url}/models")
-    page.get_by_text("on this machine").wait_for(timeout=WAIT_MS)
+    page.get_by_text(" here, ").wait_for(timeout=WAIT_MS)
     page.get_by_test_id("stSidebar").get_by_role("button", name="Unload").wait_for(timeout=WAIT_MS)
     shoot(page, folder, "models")
     page.get_by_role("radio", name="Load", exact=True).click()

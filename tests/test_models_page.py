@@ -128,7 +128,7 @@ def test_many_models_are_searched(app, workspace):
         checkpoint(workspace.models_dir / f"model-{number}")
     gguf_file(workspace.models_dir / "other.gguf")
     app.run()
-    assert "10 models on this machine" in words(app)
+    assert "10 models here" in words(app)
     next(one for one in app.text_input if one.label == "Search").set_value("OTHER").run()
     assert "other" in words(app) and "model-3" not in words(app)
     next(one for one in app.text_input if one.label == "Search").set_value("nothing").run()

@@ -13,7 +13,7 @@ from pages.parts.charts import counted
 from pages.parts.markdown import plain_text
 from pages.parts.models_words import facts_words, used_words
 
-_WIDTHS = (5.2, 1.5, 1.6, 1.6, 2.2)
+_WIDTHS = (4.8, 1.8, 1.6, 1.6, 2.3)
 _SOURCES = {
     "embedded": "comes with the workbench",
     "workspace": "the workspace's models folder",
@@ -27,7 +27,7 @@ def draw() -> None:
     models = session.library().list()
     with st.container(horizontal=True, vertical_alignment="center"):
         total = sum(model.size_bytes for model in models)
-        st.caption(f"{counted(len(models), 'model')} on this machine, {size_words(total)}")
+        st.caption(f"{counted(len(models), 'model')} here, {size_words(total)}")
         st.space("stretch")
         st.button("Get a model", icon=":material/download:", on_click=models_nav.go, args=("get",))
         models_import.menu()
@@ -64,7 +64,7 @@ def _search(models: tuple[LibraryModel, ...]) -> list[LibraryModel]:
 
 
 def _head() -> None:
-    titles = ("Model", "Size", "Context", "Last used", "")
+    titles = ("Model", "Size", "Context", "Used", "")
     for cell, title in zip(st.columns(_WIDTHS, gap="small"), titles, strict=True):
         cell.caption(title)
 

@@ -21,8 +21,9 @@ def facts_words(model: LibraryModel) -> list[str]:
 
 
 def architecture_name(name: str) -> str:
-    """ "LlamaForCausalLM" -> "Llama"."""
-    return name.removesuffix("ForCausalLM").removesuffix("ForConditionalGeneration") or name
+    """As people say it: Llama for LlamaForCausalLM, and for the llama of a GGUF file."""
+    short = name.removesuffix("ForCausalLM").removesuffix("ForConditionalGeneration") or name
+    return short[:1].upper() + short[1:]
 
 
 def parameters_words(number: int) -> str:
