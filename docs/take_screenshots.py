@@ -108,7 +108,9 @@ def models(page: Page, folder: Path, url: str) -> None:
     page.get_by_text(" here, ").wait_for(timeout=WAIT_MS)
     page.get_by_test_id("stSidebar").get_by_role("button", name="Unload").wait_for(timeout=WAIT_MS)
     shoot(page, folder, "models")
-    page.get_by_role("radio", name="Load", exact=True).click()
+    main = page.get_by_test_id("stMain")
+    section = main.get_by_role("radio", name="Load", exact=True)
+    section.or_(main.get_by_role("button", name="Load", exact=True)).first.click()
     page.get_by_text("Longest context").wait_for(timeout=WAIT_MS)
     shoot(page, folder, "models-load")
 
