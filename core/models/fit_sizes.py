@@ -127,6 +127,7 @@ def simple_overhead(engine: EngineName) -> tuple[Part, ...]:
 _GRAPH_BYTES = 3 * GIB // 10
 _LIBRARY_BYTES = GIB // 4
 _LOGIT_BYTES = 16
+"""Of one logit, while the profiling run samples: in 16 bits, in 32, as a probability, its random number."""
 
 
 def gpu_overhead(facts: ModelFacts, spec: EngineSpec, chosen: Mapping[str, Any]) -> tuple[Part, ...]:
@@ -145,14 +146,14 @@ def gpu_overhead(facts: ModelFacts, spec: EngineSpec, chosen: Mapping[str, Any])
         )
     heads = (2 * facts.heads + 2 * facts.kv_heads) * facts.head_dim // tensor
     step = 2 * tokens * (4 * facts.hidden_size + max(inner, heads))
-    logits = _LOGIT_BYTES * sequences * facts.vocab_size
+    logits = _LOGIT_BYTES * sequences * facts.vocab_size + 2 * tokens * facts.hidden_size
     parts = [
         Part("Activations", max(step, logits), "vLLM's profiling run: one full step, or all logits."),
-        Part("CUDA libraries", _LIBRARY_BYTES, "cuBLAS and attention workspaces, measured on an H200."),
+        Part("CUDA libraries", _LIBRARY_BYTES, "cuBLAS and attention workspaces, a rule of thumb."),
     ]
     if not chosen["enforce_eager"]:
         graphs = _GRAPH_BYTES + 2 * 512 * 4 * facts.hidden_size * facts.layers // tensor
-        parts.append(Part("CUDA graphs", graphs, "Grows with layers and width, measured on an H200."))
+        parts.append(Part("CUDA graphs", graphs, "Grows with layers and width, a rule of thumb."))
     if spec.enable_lora:
         parts.append(
             Part("LoRA adapters", _lora(facts, spec) // tensor, "Room for max_loras of max_lora_rank.")
