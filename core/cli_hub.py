@@ -74,6 +74,7 @@ def download(
         choice = choosing.choose(found, patterns, allow | known)
         for file, reason in choice.refused:
             say(f"not taken: {file.path}: {reason}")
+        choosing.demand(found, choice, patterns)
         say(f"{found.repo}: {len(choice.taken)} files, {size_words(choice.total_bytes)}, "
             f"licence: {found.license or 'not told'}")  # fmt: skip
         spec = DownloadSpec(hub=hub, repo=repo, revision=revision, patterns=patterns, allow=allow)

@@ -93,7 +93,9 @@ def demand(repo: RepoFiles, choice: Choice, patterns: Sequence[str] = ()) -> Non
             kind="refused",
         )
     if not choice.taken:
-        hint = "Look at its files: python -m core models download --help tells of patterns."
+        names = [file.path for file in repo.files[:3]]
+        more = f" and {len(repo.files) - 3:,} more" if len(repo.files) > 3 else ""
+        hint = f"It has {', '.join(names)}{more}." if names else "It is empty."
         asked = f" that match {', '.join(patterns)}" if patterns else " that a model is loaded from"
         raise HubError(f"{repo.repo} has no files{asked}.", hint=hint, kind="missing")
     if not patterns and not _has_weights(choice):

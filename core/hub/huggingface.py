@@ -240,7 +240,8 @@ def _errors(doing: str, repo: str, revision: str | None, token: str | None) -> I
     except errors.GatedRepoError as error:
         raise HubError(
             f"{repo} is gated: its owner must let you in first.",
-            hint=f"Ask for access on {endpoint()}/{repo}, then enter a token of that account.",
+            hint=f"Ask for access on {endpoint()}/{repo}, then enter a token of that account, "
+            "or set HF_TOKEN.",
             kind="gated",
         ) from error
     except errors.RevisionNotFoundError as error:

@@ -158,7 +158,8 @@ def _errors(doing: str, repo: str, revision: str | None) -> Iterator[None]:
     except errors.PermissionDeniedError as error:
         raise HubError(
             f"{_TITLE} forbids {doing}: its owner must let you in first.",
-            hint=f"Ask for access on {endpoint()}/models/{repo}, then enter a token of that account.",
+            hint=f"Ask for access on {endpoint()}/models/{repo}, then enter a token of that account, "
+            "or set MODELSCOPE_API_TOKEN.",
             kind="gated",
         ) from error
     except (errors.NetworkError, errors.ServerError, errors.RateLimitError) as error:
