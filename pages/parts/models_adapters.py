@@ -63,7 +63,9 @@ def _adapter(one: Adapter) -> None:
                 st.caption(" · ".join(_facts(one)))
             if loaded() and one.is_for(*loaded()) and one.problem is None:
                 st.badge("For the loaded model", icon=":material/check:", color="green")
-            with st.popover("Merge", icon=":material/merge:", disabled=one.problem is not None):
+            turn = st.session_state.get(_TURN, 0)  # a new menu, closed, after each merge
+            key = f"adapter-merge-menu-{one.number}-{turn}"
+            with st.popover("Merge", icon=":material/merge:", key=key, disabled=one.problem is not None):
                 _merge_form(one)
             with st.popover("", icon=":material/more_vert:", key=f"adapter-more-{one.number}"):
                 st.caption(f"Its files stay in {plain_text(one.folder)}.")
@@ -86,8 +88,8 @@ def _facts(one: Adapter) -> list[str]:
 def _merge_form(one: Adapter) -> None:
     with st.form(f"adapter-merge-{one.number}", border=False, width=_POPOVER_PIXELS):
         st.caption(
-            "A new model of the library: the adapter added to the weights of its model. It runs on every "
-            "engine, and as fast as the model itself."
+            "A new model of the library: the adapter added to the weights of its model. It is loaded without "
+            "LoRA, and runs as fast as the model itself."
         )
         own = (one.checked_with or one.base).rstrip("/").rpartition("/")[2] or "merged"
         name = st.text_input("Name of the new model", f"{own}-{one.name}".replace(" ", "-"))
@@ -97,6 +99,7 @@ def _merge_form(one: Adapter) -> None:
             except WorkbenchError as error:
                 st.error(plain_text(str(error)))
             else:
+                st.session_state[_TURN] = st.session_state.get(_TURN, 0) + 1
                 st.rerun()
 
 
