@@ -31,7 +31,7 @@ def draw() -> None:
             persist_state="session",
         )  # fmt: skip
         text = st.text_input(
-            "Search", key="get:text", placeholder="Part of a name, owner/name, or a web address",
+            "Search", key="get:text", placeholder="Name or web address",
             icon=":material/search:", persist_state="session",
         ).strip()  # fmt: skip
     models_tokens.draw(hub)
