@@ -77,6 +77,8 @@ def test_a_checkpoint_is_imported_loaded_asked_and_forgotten(page, embedded_mode
     page.get_by_placeholder("Write a message").fill("Say hello.")
     page.keyboard.press("Enter")
     expect(page.get_by_text("TTFT")).to_be_visible(timeout=60_000)
+    # while an answer is written, Unload asks first
+    expect(page.get_by_test_id("stBottomBlockContainer").get_by_role("button", name="Stop")).to_have_count(0)
     page.get_by_role("link", name="Models").click()
     section(page, "Library")
     expect(main(page).get_by_text("loaded", exact=True)).to_be_visible()
