@@ -12,7 +12,7 @@ import psutil
 import pytest
 from waiting import until
 
-from core.engines import hf_backend
+from core.engines import hf_backend, hf_sampling
 from core.engines.hf_backend import TransformersBackend
 from core.engines.hf_sampling import Chooser, choose
 from core.engines.tokenizer import Tokenizer
@@ -181,6 +181,18 @@ def test_tokens_are_drawn_by_their_probabilities() -> None:
     assert set(draws(LIKELY, top_p=1e-9)) == {0}
     assert set(draws(LIKELY, min_p=0.45)) == {0, 1, 2}
     assert draws(LIKELY, temperature=0) == {0: 1.0}
+
+
+@pytest.mark.parametrize("likeliest", [1, 2, 3, 4])
+def test_however_few_are_looked_at_first_the_draw_is_the_same(
+    monkeypatch: pytest.MonkeyPatch, likeliest: int
+) -> None:
+    monkeypatch.setattr(hf_sampling, "_LIKELIEST", likeliest)
+    assert draws(LIKELY, top_p=0.69) == {0: pytest.approx(4 / 7, abs=0.08), 1: pytest.approx(3 / 7, abs=0.08)}
+    assert set(draws(LIKELY, min_p=0.45)) == {0, 1, 2}
+    assert set(draws(LIKELY, min_p=0.45, top_p=0.75)) == {0, 1}  # of nine tenths, seven are too few
+    assert set(draws(LIKELY, top_k=3, top_p=0.8)) == {0, 1, 2}
+    assert draws(LIKELY)[3] == pytest.approx(0.1, abs=0.06)
 
 
 def test_one_seed_draws_one_token_whoever_else_is_in_the_batch() -> None:

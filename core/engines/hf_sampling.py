@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     import torch
 
 _NEVER = -math.inf
+_LIKELIEST = 512
 
 
 class Chooser:
@@ -50,6 +51,19 @@ class Chooser:
     @property
     def greedy(self) -> bool:
         return self.temperature == 0
+
+    @property
+    def narrows(self) -> bool:
+        return bool(self.min_p or self.top_k or self.top_p < 1)
+
+    def narrows_to(self, tokens: int, gap: float, mass: float) -> bool:
+        """Whether min_p, top_k and top_p choose among the `tokens` likeliest alone.
+
+        `gap`: how far the last of these lies below the first, a logarithm; `mass`: their probability.
+        """
+        if self.min_p or self.top_k:
+            return 0 < self.top_k <= tokens or (self.min_p > 0 and gap < math.log(self.min_p))
+        return self.top_p < 1 and mass >= self.top_p
 
     def adjust(self, logits: torch.Tensor) -> None:
         """Change a row of logits, (vocabulary,), in place: what is forbidden, biased or penalized."""
@@ -113,44 +127,70 @@ def choose(logits: torch.Tensor, choosers: Sequence[Chooser]) -> list[Token]:
 
 
 def _draw(logits: torch.Tensor, choosers: Sequence[Chooser]) -> torch.Tensor:
-    """Token ids, (sequences,), by temperature, min_p, top_k and top_p."""
+    """Token ids, (sequences,), by temperature, min_p, top_k and top_p.
+
+    Few tokens are likely enough for these three, as a rule: they are found without sorting all others,
+    which takes longer than the model's own step where the batch is wide.
+    """
     import torch
 
-    def column(values: Sequence[float]) -> torch.Tensor:
-        return torch.tensor(values, dtype=logits.dtype, device=logits.device)[:, None]
-
-    logits = logits / column([max(each.temperature, 1e-5) for each in choosers])
-    if any(each.min_p for each in choosers):
-        # p >= min_p * the likeliest one's, in logarithms
-        shares = column([math.log(each.min_p) if each.min_p else _NEVER for each in choosers])
-        logits = logits.masked_fill(logits < logits.amax(-1, keepdim=True) + shares, _NEVER)
-    if any(each.top_k or each.top_p < 1 for each in choosers):
-        logits = _keep_likeliest(logits, choosers, column)
-    probabilities = logits.softmax(-1)
-    # the largest of p / exponential noise is a draw by p; each row has noise of its own
-    noise = torch.empty_like(probabilities).exponential_()
+    logits = logits / _column([max(each.temperature, 1e-5) for each in choosers], logits)
+    total = logits.logsumexp(-1, keepdim=True)
+    values, ids = logits.topk(min(_LIKELIEST, logits.shape[-1]))
+    mass = (values - total).exp().sum(-1).tolist()
+    gaps = (values[:, -1] - values[:, 0]).tolist()
+    groups: dict[str, list[int]] = {"all": [], "likeliest": [], "sorted": []}
     for row, chooser in enumerate(choosers):
-        if chooser.generator is not None:
-            noise[row].exponential_(generator=chooser.generator)
-    return (probabilities / noise.clamp_min(torch.finfo(noise.dtype).tiny)).argmax(-1)
+        enough = chooser.narrows_to(values.shape[1], gaps[row], mass[row])
+        groups["likeliest" if enough else "sorted" if chooser.narrows else "all"].append(row)
+    drawn = torch.empty(len(choosers), dtype=torch.long, device=logits.device)
+    for kind, rows in groups.items():
+        if not rows:
+            continue
+        index = torch.tensor(rows, device=logits.device)
+        own = [choosers[row] for row in rows]
+        if kind == "all":
+            drawn[index] = _draw_ordered(logits[index], total[index], own)
+        else:
+            ordered = (values[index], ids[index]) if kind == "likeliest" else logits[index].sort(-1, True)
+            places = _draw_ordered(ordered[0], total[index], own)
+            drawn[index] = ordered[1].gather(-1, places[:, None])[:, 0]
+    return drawn
 
 
-def _keep_likeliest(
-    logits: torch.Tensor,
-    choosers: Sequence[Chooser],
-    column: Callable[[Sequence[float]], torch.Tensor],
-) -> torch.Tensor:
-    """top_k, and of what that leaves top_p: the smallest set that reaches the probability."""
+def _draw_ordered(values: torch.Tensor, total: torch.Tensor, choosers: Sequence[Chooser]) -> torch.Tensor:
+    """Places, (sequences,), in logits that fall from left to right, if anything narrows them.
+
+    `total`: logsumexp of all there are.
+    """
     import torch
 
-    size = logits.shape[-1]
-    ordered, order = logits.sort(-1, descending=True)
-    ranks = torch.arange(size, device=logits.device)[None]
-    ordered = ordered.masked_fill(ranks >= column([each.top_k or size for each in choosers]), _NEVER)
-    probabilities = ordered.softmax(-1)
-    before = probabilities.cumsum(-1) - probabilities
-    cut = (before >= column([each.top_p for each in choosers])) & (ranks > 0)
-    return torch.full_like(logits, _NEVER).scatter_(-1, order, ordered.masked_fill(cut, _NEVER))
+    ranks = torch.arange(values.shape[1], device=values.device)[None]
+    # p >= min_p * the likeliest one's, in logarithms
+    least = _column([math.log(each.min_p) if each.min_p else _NEVER for each in choosers], values)
+    out = (values < values[:, :1] + least) | (
+        ranks >= _column([each.top_k or math.inf for each in choosers], values)
+    )
+    values = values.masked_fill(out, _NEVER)
+    if any(each.top_p < 1 for each in choosers):
+        # of what min_p and top_k leave, the smallest set that reaches the probability
+        alone = torch.tensor([not (each.min_p or each.top_k) for each in choosers], device=values.device)
+        total = torch.where(alone[:, None], total, values.logsumexp(-1, keepdim=True))
+        probabilities = (values - total).exp()
+        before = probabilities.cumsum(-1) - probabilities
+        cut = (before >= _column([each.top_p for each in choosers], values)) & (ranks > 0)
+        values = values.masked_fill(cut, _NEVER)
+    # the largest of p / exponential noise is a draw by p; each row has noise of its own
+    noise = torch.empty_like(values)
+    for row, chooser in enumerate(choosers):
+        noise[row].exponential_(generator=chooser.generator)
+    return (values - noise.clamp_min(torch.finfo(noise.dtype).tiny).log()).argmax(-1)
+
+
+def _column(values: Sequence[float], like: torch.Tensor) -> torch.Tensor:
+    import torch
+
+    return torch.tensor(values, dtype=like.dtype, device=like.device)[:, None]
 
 
 def _with_logprobs(token: int, logprobs: torch.Tensor, work: Work) -> Token:
