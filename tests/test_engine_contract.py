@@ -236,6 +236,8 @@ def test_an_answer_ends_where_the_context_does(subject: Subject) -> None:
     if not able(subject, "tokens"):
         pytest.skip("its tokens can't be counted here")
     limit = subject.engine.info.max_model_len
+    if subject.engine.spec.engine == "vllm" and limit > 2048:
+        pytest.skip("the shared engine reads so long a prompt for half a minute")
     (ids,) = subject.engine.encode([" fox" * (limit - 3)])
     answer = complete(subject, ids[: limit - 3], max_tokens=50, ignore_eos=True)
     assert (answer.prompt_tokens, answer.output_tokens, answer.finish_reason) == (limit - 3, 3, "length")
