@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import json
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from core import embedded, structured
+from core import embedded, machine, structured
 from core.engines.llamacpp_grammar import grammar_of
 from core.engines.llamacpp_memory import Places, common_prefix
 from core.engines.tokenizer import Tokenizer
@@ -168,10 +169,12 @@ def gguf() -> Path:
 
 @pytest.fixture(scope="module")
 def backend(gguf: Path) -> Iterator[Any]:
-    """Three sequences in 512 tokens of memory, 64 tokens a step."""
+    """Three sequences in 512 tokens of memory, 64 tokens a step; one thread, which waits for no other."""
     from core.engines import llamacpp_backend
 
+    here = replace(machine.describe(), physical_cores=1)
     with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(machine, "describe", lambda: here)
         patch.setattr(llamacpp_backend, "CHAT_SLOTS", 1)
         yield llamacpp_backend.make(
             report=lambda stage: None,
