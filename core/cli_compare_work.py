@@ -50,9 +50,7 @@ class Work:
     def start(self, spec: ComparisonSpec) -> str:
         self._spec = self._with_adapters(spec)
         self.runtime.load(self._spec)
-        comparison_id = self.comparisons.start(spec)
-        say(f"comparison {comparison_id}: {spec.words}")
-        return comparison_id
+        return self.comparisons.start(spec)
 
     def _with_adapters(self, spec: ComparisonSpec) -> EngineSpec:
         adapters = Adapters(self.runtime.settings, self.store)
@@ -64,7 +62,6 @@ class Work:
             raise WorkbenchError(
                 f"There is no comparison {comparison_id!r}.", hint="The compare page lists them."
             )
-        say(f"comparison {comparison_id}: {view.complete:,} of {view.spec.answers:,} answers are there")
         if view.complete < view.spec.answers:
             self._spec = self._with_adapters(view.spec)
             self.runtime.load(self._spec)
@@ -77,6 +74,10 @@ class Work:
         """Wait for the answers and the judge, write the file, and give the figures."""
         began = time.monotonic()
         try:
+            view = self.comparisons.view(comparison_id)
+            there = f", {view.complete:,} answers are there" if view.complete else ""
+            # said where Ctrl-C is caught: whoever knows the id is told how to go on
+            say(f"comparison {comparison_id}: {view.spec.words}{there}")
             self._follow(lambda: self._generating(comparison_id))
             seconds = time.monotonic() - began
             self._refuse_nothing(self.comparisons.view(comparison_id))
