@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import streamlit as st
-from playwright.sync_api import Browser, sync_playwright
+from playwright.sync_api import Browser, expect, sync_playwright
 from streamlit.runtime.pages_manager import PagesManager
 
 from core import embedded
@@ -92,6 +92,7 @@ def workspace(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> Iterator[S
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Browser]:
     """Chromium. For one module: its event loop is this thread's, and other tests have their own."""
+    expect.set_options(timeout=20_000)  # its 5 s are short on a machine that also runs an engine
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=find_browser(), args=["--no-sandbox"])
         yield browser

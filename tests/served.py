@@ -11,6 +11,7 @@ import urllib.request
 from pathlib import Path
 
 import psutil
+from playwright.sync_api import Page, expect
 
 ROOT = Path(__file__).parents[1]
 
@@ -48,6 +49,32 @@ def served(home, **settings):
         process.wait(10)
         log.close()
     assert "Traceback" not in (home / "app.log").read_text()
+
+
+def settle(page: Page):
+    """Wait until the page has taken in what was done on it.
+
+    While it draws anew, what is typed or chosen may be lost, and its sign that it does so shows late.
+    """
+    page.wait_for_timeout(200)  # what was done is on its way
+    app = page.get_by_test_id("stApp")
+    expect(app).to_have_attribute("data-test-script-state", "notRunning", timeout=30_000)
+
+
+def unfold(page: Page, title):
+    """Open an expander, and wait until it has: a click on what still moves is lost."""
+    settle(page)
+    page.get_by_text(title).click()
+    page.wait_for_timeout(500)
+    settle(page)
+
+
+def choose(page: Page, field, option):
+    """Pick from a list with a search field, by its text."""
+    settle(page)
+    page.get_by_role("combobox", name=field).fill(option)
+    page.get_by_role("option", name=option, exact=True).click()
+    settle(page)
 
 
 def _wait_until_served(address, process):

@@ -8,7 +8,7 @@ import time
 
 import pytest
 from playwright.sync_api import Page, expect
-from served import served
+from served import choose, served, settle, unfold
 
 ROWS = 160
 pytestmark = [pytest.mark.engine, pytest.mark.browser]
@@ -150,25 +150,17 @@ def ask_for_choices(page):
     template.fill("{% if review %}{{ review }} Was it good or bad?{% endif %}")
     template.press("Control+Enter")
     expect(page.get_by_text("Film 0 was bad, said everybody. Was it good or bad?")).to_be_visible()
-    settle(page)
-    page.get_by_text("Shape of the answers").click()
+    unfold(page, "Shape of the answers")
     page.get_by_role("radio", name="Choices").or_(page.get_by_role("button", name="Choices")).click()
+    settle(page)
     choices = page.get_by_role("textbox", name="Choices, one a line")
     choices.fill("good\nbad")
     choices.press("Control+Enter")
-    page.get_by_text("A column with the probability of each choice").click()
-    page.get_by_text("Several answers, log-probabilities, evaluation").click()
     settle(page)
-    reference = page.get_by_role("combobox", name="Column with the right answers")
-    reference.fill("label")
-    reference.press("Enter")
+    page.get_by_text("A column with the probability of each choice").click()
+    unfold(page, "Several answers, log-probabilities, evaluation")
+    choose(page, "Column with the right answers", "label")
     expect(page.get_by_role("spinbutton", name="Tolerance for numbers")).to_be_enabled()
-
-
-def settle(page):
-    """Wait until the page has taken in what was done on it."""
-    page.wait_for_timeout(300)  # until it shows that it works
-    expect(page.get_by_test_id("stStatusWidget")).to_have_count(0, timeout=30_000)
 
 
 def see_forecast(page):
@@ -200,7 +192,7 @@ def watch(page):
 def see_results(page):
     expect(metric(page, "Errors")).to_have_text("1")
     expect(metric(page, "Skipped")).to_have_text("1")
-    page.get_by_text("1 row failed").click()
+    unfold(page, "1 row failed")
     expect(page.get_by_text(re.compile(r"1 × .*8,?192"))).to_be_visible()
     expect(page.get_by_text(f"Rows 1 to 100 of {ROWS + 2}")).to_be_visible()
     search = page.get_by_placeholder("Search answers, errors and all columns")
@@ -208,6 +200,7 @@ def see_results(page):
     search.press("Enter")
     expect(page.get_by_text(f"1 of {ROWS + 2} rows")).to_be_visible()
     settle(page)
+    page.wait_for_timeout(500)  # it draws itself after the page has
     page.get_by_test_id("stDataFrame").first.click(position={"x": 200, "y": 52})
     expect(page.get_by_text("Row 8 · Ok")).to_be_visible()
     expect(page.get_by_text("Probability of each choice")).to_be_visible()
@@ -228,7 +221,7 @@ def see_evaluation(page):
     matrix = page.get_by_test_id("stPlotlyChart").filter(has_text="Reference")
     expect(matrix.get_by_text("other")).to_be_visible()
     expect(page.get_by_text("The worst rows first")).to_be_visible()
-    page.get_by_text("Forecast and what came").click()
+    unfold(page, "Forecast and what came")
     expect(page.get_by_test_id("stDataFrame").filter(has_text="Actual").first).to_be_attached()
 
 
@@ -254,7 +247,7 @@ def download_all(page, tmp_path, moods):
 
 
 def see_what_was_run(page):
-    page.get_by_text("What was run").click()
+    unfold(page, "What was run")
     words = shlex.split(page.get_by_test_id("stCode").first.inner_text())
     assert words[:5] == ["python", "-m", "core", "batch", "films.csv"]
     assert words[words.index("--choice") :][:4] == ["--choice", "good", "--choice", "bad"]

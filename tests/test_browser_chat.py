@@ -5,7 +5,7 @@ import re
 
 import pytest
 from playwright.sync_api import Page, expect
-from served import served
+from served import served, settle
 
 from core.conversations import Conversations
 from core.settings import Settings
@@ -95,12 +95,6 @@ def with_key(page: Page, ending):
     return page.locator(f'[class*="st-key-chat-"][class*="-{ending}"] button').first
 
 
-def settled(page: Page):
-    """Wait until the page has taken in what was done on it."""
-    page.wait_for_timeout(300)
-    expect(page.get_by_test_id("stStatusWidget")).to_have_count(0)
-
-
 def settings(page: Page, tab):
     bottom(page).get_by_role("button", name="Settings").click()
     page.get_by_role("tab", name=tab).click()
@@ -108,7 +102,7 @@ def settings(page: Page, tab):
 
 
 def close_menu(page: Page):
-    settled(page)
+    settle(page)
     page.keyboard.press("Escape")
     expect(page.get_by_test_id("stPopoverBody")).to_have_count(0)
 
@@ -127,7 +121,7 @@ def test_nothing_moves_while_an_answer_grows_and_when_it_ends(visit, long_chat):
     while stop(page).is_visible():
         seen.add(places(page))
     answered(page)
-    settled(page)
+    settle(page)
     expect(answer(page).get_by_text(re.compile("prompt .* tokens"))).to_be_visible()
     assert seen | {places(page)} == {before}
 
@@ -191,7 +185,7 @@ def test_versions_editing_and_branching(page):
     expect(answer(page).get_by_role("button", name="Chosen")).to_be_visible()
     with_key(page, "beside-switch").click()
     expect(answer(page).get_by_text("1/2")).to_be_visible()
-    settled(page)
+    settle(page)
     question = page.get_by_test_id("stChatMessage").first
     pick(page, question, "Edit and ask again")
     question.get_by_role("textbox").fill("The second question")
@@ -200,7 +194,7 @@ def test_versions_editing_and_branching(page):
     answered(page)
     with_key(page, "earlier").click()
     expect(page.get_by_text("The first question", exact=True)).to_be_visible()
-    settled(page)
+    settle(page)
     address = page.url
     pick(page, answer(page), "Branch into a new chat")
     expect(title_menu(page)).to_contain_text("(branch)")
@@ -213,20 +207,20 @@ def test_settings_stay_open_while_they_are_changed_and_presets_are_shared(visit)
     system = body.get_by_role("textbox", name="System prompt")
     system.fill("Answer like a pirate.")
     system.press("Control+Enter")
-    settled(page)
+    settle(page)
     page.get_by_role("tab", name="Sampling").click()
     limit = body.get_by_role("spinbutton", name="Max tokens")
     limit.fill("3")
     limit.press("Enter")
-    settled(page)
+    settle(page)
     expect(limit).to_be_visible()
     body.get_by_role("button", name="Presets").click()
     name = page.get_by_role("textbox", name="Save these values as")
     name.fill("short")
     name.press("Enter")
-    settled(page)
+    settle(page)
     page.get_by_role("button", name="Save").last.click()
-    settled(page)
+    settle(page)
     close_all_menus(page)
     ask(page, "How are you today?")
     answered(page)
@@ -238,7 +232,7 @@ def test_settings_stay_open_while_they_are_changed_and_presets_are_shared(visit)
 
 
 def close_all_menus(page):
-    settled(page)
+    settle(page)
     page.mouse.click(1200, 20)
     page.keyboard.press("Escape")
     expect(page.get_by_test_id("stPopoverBody")).to_have_count(0)
@@ -255,7 +249,7 @@ def test_a_style_of_ones_own_is_made_from_the_settings(page):
     name.press("Enter")
     dialog.get_by_role("button", name="Save").click()
     expect(dialog).to_have_count(0)
-    settled(page)
+    settle(page)
     settings(page, "Prompt").get_by_role("combobox", name="Prompt style").click()
     page.get_by_role("option", name="Mine").click()
     expect(body.get_by_text("### Response:")).to_be_visible()
@@ -328,7 +322,7 @@ def test_a_chat_is_found_renamed_exported_imported_and_deleted(page, tmp_path):
     page.get_by_role("button", name="Chats").click()
     page.locator("input[type=file]").set_input_files(file)
     expect(title_menu(page)).to_contain_text("Tell me about the axolotl")
-    settled(page)
+    settle(page)
     if not page.get_by_placeholder("Search titles and messages").is_visible():
         page.get_by_role("button", name="Chats").click()
     search = page.get_by_placeholder("Search titles and messages")

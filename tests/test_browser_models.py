@@ -27,7 +27,6 @@ def page(browser, app):
     context = browser.new_context(base_url=app, viewport={"width": 1280, "height": 900})
     page = context.new_page()
     page.set_default_timeout(30_000)
-    expect.set_options(timeout=30_000)
     problems = []
     page.on("pageerror", lambda error: problems.append(str(error)))
     page.on("request", lambda request: app in request.url or problems.append(request.url))

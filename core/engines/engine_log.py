@@ -7,6 +7,7 @@ and so writes to the file; `engine_child` sends there what is printed.
 from __future__ import annotations
 
 import json
+import logging
 import logging.config
 import os
 import re
@@ -28,6 +29,20 @@ _STAGES = (
 )  # fmt: skip
 _ERROR = re.compile(r"(?:^|\s)((?:[A-Za-z_][\w.]*\.)?[A-Z]\w*(?:Error|Exception|Interrupt)): (.+)$")
 _PREFIX = re.compile(r"^(?:\(\S+ pid=\d+\) )*(?:\w+ \d\d-\d\d \d\d:\d\d:\d\d \[[^\]]+\] )?")
+
+
+class LogFile(logging.FileHandler):
+    """Closed, it stays closed: logging's own opens its file again for a late record, and leaves it open."""
+
+    _ended = False
+
+    def emit(self, record: logging.LogRecord) -> None:
+        if not self._ended:
+            super().emit(record)
+
+    def close(self) -> None:
+        self._ended = True
+        super().close()
 
 
 class EngineLog:
@@ -55,7 +70,11 @@ class EngineLog:
                 }
             },
             "handlers": {
-                "file": {"class": "logging.FileHandler", "filename": str(self.path), "formatter": "line"}
+                "file": {
+                    "class": f"{LogFile.__module__}.{LogFile.__qualname__}",
+                    "filename": str(self.path),
+                    "formatter": "line",
+                }
             },
             "loggers": {"vllm": {"handlers": ["file"], "level": "INFO", "propagate": False}},
         }
