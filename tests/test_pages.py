@@ -1,6 +1,7 @@
 """The shell and its pages, run as Streamlit runs them, with the scripted engine."""
 
 import pytest
+import streamlit as st
 from apps import HOME, button, opened, turned_to, until
 from streamlit.testing.v1 import AppTest
 
@@ -40,6 +41,10 @@ def test_engine_bar_is_on_every_page(app):
         turned_to(app, page)
         assert app.sidebar.metric[0].label == "Output tokens/s"
         assert "Running **0** · waiting **0**" in words(app)
+
+
+def test_an_open_page_does_not_take_a_core_by_collecting_garbage_each_second():
+    assert st.config.get_option("runner.postScriptGC") is False  # AppTest itself never does that
 
 
 def test_unload_and_load_from_the_bar(app):
