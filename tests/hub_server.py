@@ -296,3 +296,18 @@ class _Handler(BaseHTTPRequestHandler):
             served.sent += len(piece)
             if hub.bytes_per_s:
                 time.sleep(len(piece) / hub.bytes_per_s)
+
+
+@contextlib.contextmanager
+def only_hub(folder, patch):
+    """A local server as the only hub of both kinds, with caches of its own below `folder` and no token."""
+    names = ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN", "MODELSCOPE_API_TOKEN", "HF_HUB_CACHE", "HF_HUB_OFFLINE")
+    for name in names:
+        patch.delenv(name, raising=False)
+    with hub_server() as server:
+        patch.setenv("HF_ENDPOINT", server.address)
+        patch.setenv("MODELSCOPE_ENDPOINT", server.address)
+        patch.setenv("HF_HOME", str(folder / "huggingface"))
+        patch.setenv("MODELSCOPE_CACHE", str(folder / "modelscope"))
+        patch.setenv("MODELSCOPE_HOME", str(folder / "modelscope-login"))
+        yield server

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import psutil
 import pytest
-from hub_server import COMMIT, HubServer, Model, hub_server
+from hub_server import COMMIT, HubServer, Model, only_hub
 from waiting import until
 
 from core import cli_hub
@@ -37,20 +37,7 @@ pytestmark = pytest.mark.usefixtures("hub")
 
 @pytest.fixture
 def hub(tmp_path, monkeypatch) -> HubServer:
-    for name in (
-        "HF_TOKEN",
-        "HUGGING_FACE_HUB_TOKEN",
-        "MODELSCOPE_API_TOKEN",
-        "HF_HUB_CACHE",
-        "HF_HUB_OFFLINE",
-    ):
-        monkeypatch.delenv(name, raising=False)
-    with hub_server() as server:
-        monkeypatch.setenv("HF_ENDPOINT", server.address)
-        monkeypatch.setenv("MODELSCOPE_ENDPOINT", server.address)
-        monkeypatch.setenv("HF_HOME", str(tmp_path / "huggingface"))
-        monkeypatch.setenv("MODELSCOPE_CACHE", str(tmp_path / "modelscope"))
-        monkeypatch.setenv("MODELSCOPE_HOME", str(tmp_path / "modelscope-login"))
+    with only_hub(tmp_path, monkeypatch) as server:
         monkeypatch.setenv("MODELSCOPE_DOWNLOAD_MAX_RETRIES", "1")
         server.models["org/tiny"] = Model(dict(FILES))
         yield server

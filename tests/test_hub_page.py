@@ -2,7 +2,7 @@
 
 import pytest
 from apps import button, opened, until
-from hub_server import HubServer, Model, hub_server
+from hub_server import HubServer, Model, only_hub
 
 from core.secrets import Secrets
 from pages.parts import session
@@ -17,20 +17,7 @@ FILES = {
 
 @pytest.fixture
 def hub(tmp_path, monkeypatch) -> HubServer:
-    for name in (
-        "HF_TOKEN",
-        "HUGGING_FACE_HUB_TOKEN",
-        "MODELSCOPE_API_TOKEN",
-        "HF_HUB_CACHE",
-        "HF_HUB_OFFLINE",
-    ):
-        monkeypatch.delenv(name, raising=False)
-    with hub_server() as server:
-        monkeypatch.setenv("HF_ENDPOINT", server.address)
-        monkeypatch.setenv("MODELSCOPE_ENDPOINT", server.address)
-        monkeypatch.setenv("HF_HOME", str(tmp_path / "huggingface"))
-        monkeypatch.setenv("MODELSCOPE_CACHE", str(tmp_path / "modelscope"))
-        monkeypatch.setenv("MODELSCOPE_HOME", str(tmp_path / "modelscope-login"))
+    with only_hub(tmp_path, monkeypatch) as server:
         server.models["org/tiny"] = Model(dict(FILES))
         yield server
 
