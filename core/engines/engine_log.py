@@ -14,6 +14,7 @@ import re
 import threading
 from collections import deque
 from pathlib import Path
+from typing import Any
 
 LOG_PATH_VARIABLE = "WORKBENCH_ENGINE_LOG"
 _LINES_KEPT = 200
@@ -60,7 +61,22 @@ class EngineLog:
         """Forget the lines of the last load. Returns the environment that makes vLLM write here."""
         self._folder.mkdir(parents=True, exist_ok=True)
         config_path = self.path.with_suffix(".json")
-        config = {
+        # also read by processes that do not know this package: everything in it is the standard library's
+        config_path.write_text(json.dumps(self._config("logging.FileHandler")), encoding="utf-8")
+        self.attach()  # vLLM says some things before it has read it
+        self._prune()
+        with self._lock:
+            self._lines.clear()
+            self._offset = self.path.stat().st_size if self.path.exists() else 0
+            self._rest = b""
+        return {"VLLM_LOGGING_CONFIG_PATH": str(config_path), LOG_PATH_VARIABLE: str(self.path)}
+
+    def attach(self) -> None:
+        """Send here what vLLM logs in this process; again after its import, which sets up its own handler."""
+        logging.config.dictConfig(self._config(f"{LogFile.__module__}.{LogFile.__qualname__}"))
+
+    def _config(self, handler: str) -> dict[str, Any]:
+        return {
             "version": 1,
             "disable_existing_loggers": False,
             "formatters": {
@@ -71,22 +87,13 @@ class EngineLog:
             },
             "handlers": {
                 "file": {
-                    "class": f"{LogFile.__module__}.{LogFile.__qualname__}",
+                    "class": handler,
                     "filename": str(self.path),
                     "formatter": "line",
                 }
             },
             "loggers": {"vllm": {"handlers": ["file"], "level": "INFO", "propagate": False}},
         }
-        config_path.write_text(json.dumps(config), encoding="utf-8")
-        # vLLM says some things before it has read it
-        logging.config.dictConfig(config)
-        self._prune()
-        with self._lock:
-            self._lines.clear()
-            self._offset = self.path.stat().st_size if self.path.exists() else 0
-            self._rest = b""
-        return {"VLLM_LOGGING_CONFIG_PATH": str(config_path), LOG_PATH_VARIABLE: str(self.path)}
 
     def poll(self) -> list[str]:
         """Lines that are new since the last call; they join `lines`."""

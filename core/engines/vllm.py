@@ -92,11 +92,11 @@ def load(
     EngineLoadError (with the engine's log), ModelError.
     """
     began = time.monotonic()
-    os.environ.update(log.begin())
-    os.environ.update(lasting_environment())
+    os.environ.update(log.begin() | lasting_environment())
     model = locate(spec, settings, report)
     report("Importing vLLM")
     import_vllm()
+    log.attach()
     facts = read_facts(model, spec)
     tokenizer = Tokenizer(model.name, model.folder, trust_remote_code=spec.trust_remote_code)
     device = find_device()
