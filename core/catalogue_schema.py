@@ -216,6 +216,86 @@ engine_settings = sa.Table(
     sa.Column("body", _Json, nullable=False),
 )
 
+# benchmarks; a point's details (each request, each second) are a file of its folder
+benchmarks = sa.Table(
+    "benchmarks",
+    _metadata,
+    sa.Column("benchmark_id", sa.Text, primary_key=True),
+    sa.Column("created_at", _Utc, nullable=False, index=True),
+    sa.Column("name", sa.Text, nullable=False),
+    sa.Column("kind", sa.Text, nullable=False),
+    sa.Column("state", sa.Text, nullable=False),
+    sa.Column("message", sa.Text, nullable=False, default=""),
+    sa.Column("spec", _Json),
+    sa.Column("environment", _Json, nullable=False, default=dict),
+    sa.Column("is_baseline", sa.Boolean, nullable=False, default=False),
+    sa.Column("source", sa.Text),
+    sa.Column("owner_pid", sa.Integer),
+    sa.Column("owner_started", sa.Float),
+)
+benchmark_points = sa.Table(
+    "benchmark_points",
+    _metadata,
+    sa.Column("benchmark_id", sa.Text, primary_key=True),
+    sa.Column("number", sa.Integer, primary_key=True),
+    sa.Column("repeat", sa.Integer, nullable=False),
+    sa.Column("load", _Json),
+    sa.Column("result", _Json, nullable=False),
+    sa.Column("is_whole", sa.Boolean, nullable=False),
+)
+
+# keys of the API, hashed; what was asked with which
+api_keys = sa.Table(
+    "api_keys",
+    _metadata,
+    sa.Column("key_id", sa.Text, primary_key=True),
+    sa.Column("name", sa.Text, nullable=False),
+    sa.Column("start", sa.Text, nullable=False),
+    sa.Column("digest", sa.Text, nullable=False, unique=True),
+    sa.Column("created_at", _Utc, nullable=False),
+    sa.Column("revoked_at", _Utc),
+    sa.Column("last_used_at", _Utc),
+    sa.Column("limits", _Json, nullable=False, default=dict),
+)
+# one answered or refused request; key_id is NULL without a key
+api_requests = sa.Table(
+    "api_requests",
+    _metadata,
+    sa.Column("number", sa.Integer, primary_key=True),
+    sa.Column("at", _Utc, nullable=False, index=True),
+    sa.Column("key_id", sa.Text, index=True),
+    sa.Column("endpoint", sa.Text, nullable=False),
+    sa.Column("model", sa.Text, nullable=False, default=""),
+    sa.Column("status", sa.Integer, nullable=False),
+    sa.Column("duration_s", sa.Float, nullable=False),
+    sa.Column("ttft_s", sa.Float),
+    sa.Column("prompt_tokens", sa.Integer, nullable=False, default=0),
+    sa.Column("output_tokens", sa.Integer, nullable=False, default=0),
+    sqlite_autoincrement=True,
+)
+# /v1/files: what was uploaded for a batch, and what batches gave back; bytes lie in the workspace
+api_files = sa.Table(
+    "api_files",
+    _metadata,
+    sa.Column("file_id", sa.Text, primary_key=True),
+    sa.Column("created_at", _Utc, nullable=False, index=True),
+    sa.Column("key_id", sa.Text),
+    sa.Column("filename", sa.Text, nullable=False),
+    sa.Column("purpose", sa.Text, nullable=False),
+    sa.Column("size_bytes", sa.Integer, nullable=False),
+    sa.Column("details", _Json, nullable=False, default=dict),
+)
+# /v1/batches: each is a run
+api_batches = sa.Table(
+    "api_batches",
+    _metadata,
+    sa.Column("batch_id", sa.Text, primary_key=True),
+    sa.Column("created_at", _Utc, nullable=False, index=True),
+    sa.Column("key_id", sa.Text),
+    sa.Column("run_id", sa.Text),
+    sa.Column("body", _Json, nullable=False),
+)
+
 
 def create(connection: sa.Connection) -> None:
     """Make the tables, indexes and columns that are not there yet."""

@@ -14,9 +14,11 @@
     │   ├── EngineNotReady     nothing is loaded yet
     │   ├── EngineDied         the engine's process ended under its requests
     │   └── RequestRejected    the engine refused one request (too long, bad parameter)
-    └── RunError
-        ├── RunNotFound
-        └── RunBusy            another process works on this run
+    ├── RunError
+    │   ├── RunNotFound
+    │   └── RunBusy            another process works on this run
+    ├── BenchError             a benchmark that can't run, isn't there, or a file that is none
+    └── ApiError               the API can't start, or has no such key, file or batch
 
 The message says what failed and on what, in one line; `hint` says what to do next.
 """
@@ -122,4 +124,12 @@ class RunNotFound(RunError):
 
 
 class RunBusy(RunError):
+    pass
+
+
+class BenchError(WorkbenchError):
+    pass
+
+
+class ApiError(WorkbenchError):
     pass

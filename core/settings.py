@@ -54,6 +54,21 @@ class Settings(BaseSettings):
         description="Speed of the scripted engine, tokens/s per request; 0 answers at once.",
     )
 
+    api_autostart: bool = Field(default=False, description="Start the API with the workbench.")
+    api_host: str = Field(
+        default="127.0.0.1",
+        description="Address that the API listens on; beyond this machine, it asks for a key.",
+    )
+    api_port: int = Field(default=8000, ge=0, le=65535, description="Port of the API; 0: a free one.")
+
+    @property
+    def benchmarks_dir(self) -> Path:
+        return self.home / "benchmarks"
+
+    @property
+    def api_files_dir(self) -> Path:
+        return self.home / "api-files"
+
     @property
     def runs_dir(self) -> Path:
         return self.home / "runs"

@@ -42,6 +42,10 @@ HEAVY = {
     },
 }
 PURE = {
+    "core/bench/metrics.py",
+    "core/bench/knee.py",
+    "core/bench/roofline.py",
+    "core/bench/differences.py",
     "core/sampling.py",
     "core/sampling_rules.py",
     "core/sampling_values.py",
@@ -101,6 +105,7 @@ def test_pages_share_only_parts(path):
 @pytest.mark.parametrize("path", [path for path in CORE if name(path) in PURE], ids=name)
 def test_pure_modules_do_no_io(path):
     allowed = (
+        "core.bench",
         "core.engines.vllm_settings",
         "core.errors",
         "core.machine",

@@ -1,0 +1,1 @@
+"""The OpenAI-compatible API on the engine that the pages use."""
