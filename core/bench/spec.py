@@ -117,10 +117,12 @@ class BenchSpec(Strict):
     `num_warmups` requests go before each point and count nowhere. Every point is measured `repeats`
     times, with the seeds seed, seed + 1, ... `goodput` holds the most milliseconds of "ttft", "tpot"
     and "e2el" that a good request may take. `params`: sampling parameters beside max_tokens.
+    `group` is the same for benchmarks that were made together, such as one workload on several engines.
     """
 
     kind: Kind
     name: str = ""
+    group: str = ""
     workload: Workload = RandomWorkload()
     loads: tuple[Load, ...] = (Load(),)
     sweep: Sweep | None = None
