@@ -64,7 +64,9 @@ class LiveRequest:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class HourStats:
-    """An hour of the API. Latencies are of requests that were answered, None where there were none."""
+    """An hour of the API, UTC. Latencies are of requests that were answered, None where there were none;
+    `errors` are all others: refused, failed, or broken off by their client.
+    """
 
     hour: dt.datetime
     requests: int
@@ -73,3 +75,5 @@ class HourStats:
     output_tokens: int
     p50_s: float | None
     p95_s: float | None
+    p50_ttft_s: float | None = None
+    p95_ttft_s: float | None = None
