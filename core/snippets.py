@@ -22,6 +22,9 @@ _ARGUMENTS = frozenset({
 _MODELS_OWN = frozenset({"temperature", "top_p", "top_k", "min_p", "repetition_penalty"})
 _NOT_IN_BEAMS = _MODELS_OWN | {"seed", "beam_width"}
 _WIDTH = 88
+KEY_VARIABLE = "OPENAI_API_KEY"
+KEY_HEADER = f'  -H "Authorization: Bearer ${KEY_VARIABLE}" \\\n'
+"""The line of a curl command that takes the key from there."""
 
 
 def python(
@@ -33,11 +36,13 @@ def python(
     template_options: Mapping[str, Any] | None = None,
     top_logprobs: int | None = None,
     generation_config: Mapping[str, Any] | None = None,
+    needs_key: bool = False,
 ) -> str:
     """Two statements with the `openai` package, which print the answer.
 
     `params` are of `core.sampling`, `template_options` further variables of the chat template,
-    `generation_config` is the model's own, None where it isn't known; `base_url` ends with /v1.
+    `generation_config` is the model's own, None where it isn't known; `base_url` ends with /v1. A key is
+    never written out: what `needs_key` reads it from KEY_VARIABLE, as OpenAI's own client does.
     """
     body = _body(asked, params, model, template_options, top_logprobs, generation_config)
     arguments = {name: value for name, value in body.items() if name in _ARGUMENTS}
@@ -47,10 +52,11 @@ def python(
     endpoint, text = (
         ("completions", "text") if isinstance(asked, str) else ("chat.completions", "message.content")
     )
+    key = "" if needs_key else ', api_key="EMPTY"'
     lines = [
         "from openai import OpenAI",
         "",
-        f'for choice in OpenAI(base_url={_text(base_url)}, api_key="EMPTY").{endpoint}.create(',
+        f"for choice in OpenAI(base_url={as_text(base_url)}{key}).{endpoint}.create(",
         *(f"    {name}={_written(value, 4, _scalar)}," for name, value in arguments.items()),
         ").choices:",
         f"    print(choice.{text})",
@@ -67,14 +73,28 @@ def curl(
     template_options: Mapping[str, Any] | None = None,
     top_logprobs: int | None = None,
     generation_config: Mapping[str, Any] | None = None,
+    needs_key: bool = False,
 ) -> str:
     """One command for a POSIX shell, which prints the server's JSON; arguments as of `python`."""
     body = _body(asked, params, model, template_options, top_logprobs, generation_config)
     url = f"{base_url}/{'completions' if isinstance(asked, str) else 'chat/completions'}"
-    return (
-        f"curl {_quoted(url)} -H 'Content-Type: application/json' \\\n"
-        f"  -d {_quoted(_written(body, 0, _text))}\n"
-    )
+    key = KEY_HEADER if needs_key else ""
+    return f"curl {quoted(url)} -H 'Content-Type: application/json' \\\n{key}  -d {quoted(as_json(body))}\n"
+
+
+def as_json(value: Any, indent: int = 0) -> str:
+    """JSON for people: what is long has an item a line, further lines begin at `indent`."""
+    return _written(value, indent, as_text)
+
+
+def quoted(text: str) -> str:
+    """As one word of a POSIX shell."""
+    return "'" + text.replace("'", "'\\''") + "'"
+
+
+def as_text(value: Any) -> str:
+    """A string's literal, which is the same in JSON, Python and JavaScript; of other values their JSON."""
+    return json.dumps(value, ensure_ascii=False)
 
 
 def _body(
@@ -114,7 +134,7 @@ def _written(value: Any, indent: int, scalar: Callable[[Any], str]) -> str:
     """A value as Python or JSON, which `scalar` decides; long ones with an item a line."""
     if isinstance(value, Mapping):
         opening, closing, parts = "{", "}", list(value.values())
-        items = [f"{_text(name)}: {_written(part, indent + 4, scalar)}" for name, part in value.items()]
+        items = [f"{as_text(name)}: {_written(part, indent + 4, scalar)}" for name, part in value.items()]
     elif isinstance(value, list | tuple):
         opening, closing, parts = "[", "]", value
         items = [_written(part, indent + 4, scalar) for part in value]
@@ -129,12 +149,4 @@ def _written(value: Any, indent: int, scalar: Callable[[Any], str]) -> str:
 
 
 def _scalar(value: Any) -> str:
-    return _text(value) if isinstance(value, str) else repr(value)
-
-
-def _text(value: Any) -> str:
-    return json.dumps(value, ensure_ascii=False)
-
-
-def _quoted(text: str) -> str:
-    return "'" + text.replace("'", "'\\''") + "'"
+    return as_text(value) if isinstance(value, str) else repr(value)

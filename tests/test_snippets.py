@@ -90,6 +90,18 @@ def test_the_curl_asks_a_server_from_a_shell(server):
     ]
 
 
+def test_a_key_is_read_from_the_environment(server, httpserver, monkeypatch):
+    url, bodies = server
+    monkeypatch.setenv("OPENAI_API_KEY", "wb-secret")
+    python, curl = (write("p", {}, "m", url, needs_key=True) for write in (snippets.python, snippets.curl))
+    assert "wb-" not in python + curl
+    exec(python, {})
+    subprocess.run(["sh", "-c", curl], capture_output=True, timeout=20, check=True)
+    assert bodies == [{"model": "m", "prompt": "p", "max_tokens": 256}] * 2
+    keys = [request.headers["Authorization"] for request, _answer in httpserver.log]
+    assert keys == ["Bearer wb-secret"] * 2
+
+
 @pytest.mark.parametrize(
     ("params", "sent"),
     [
