@@ -15,7 +15,7 @@ from difflib import get_close_matches
 from typing import Any, Literal
 
 from core import engine_settings_rules
-from core.engine_settings_rules import MADE_SMALL, check_devices, check_together
+from core.engine_settings_rules import MADE_SMALL, check_devices, check_processor, check_together
 from core.engine_settings_values import KIND_WORDS, PARSERS, Kind, size_text
 from core.errors import ParameterError
 from core.machine import Machine
@@ -153,6 +153,12 @@ SETTINGS: tuple[Setting, ...] = (
         help="fp8 keeps twice the context in the same memory, with slightly different answers.",
     ),
     Setting(
+        name="block_size", title="KV cache block (tokens)", kind="int", group="memory",
+        choices=(16, 32, 64, 128, 256), automatic="32 on a CPU, vLLM's on a GPU",
+        help="Tokens that are kept, and shared between prompts that begin alike, as one: small blocks share "
+        "more, large ones cost less work. A CPU takes no 16.",
+    ),
+    Setting(
         name="enforce_eager", title="Eager (no compiling)", kind="bool", group="speed",
         automatic="yes on a CPU, no on a GPU",
         help="No torch.compile, no CUDA graphs: loads in a third of the time, answers slower on a GPU; the "
@@ -172,6 +178,12 @@ SETTINGS: tuple[Setting, ...] = (
         maximum=1 << 20, automatic="for the machine; 16,384 on a large GPU", engines=("vllm", "llamacpp"),
         help="The most tokens of prompts and answers in one step: more reads long prompts faster, and "
         "lets a chat wait longer.",
+    ),
+    Setting(
+        name="cpu_threads", title="Threads on the CPU", kind="int", group="speed", minimum=1, maximum=1024,
+        automatic="one for each core", engines=("vllm", "llamacpp"),
+        help="Threads that compute, where there is no GPU. Two on one core get in each other's way; one less "
+        "than there are leaves room for other programs.",
     ),
     Setting(
         name="speculative_config", title="Speculative decoding (JSON)", kind="json", group="speed",
@@ -274,6 +286,8 @@ def obstacle(setting: Setting, here: Machine) -> str | None:
     """Why a setting has no use on this machine, None where it has: for forms, which grey it out."""
     if setting.name == "gpu_memory_utilization" and not here.gpus:
         return "This machine has no GPU: the KV cache is set in GiB."
+    if setting.name == "cpu_threads" and here.gpus:
+        return "This machine computes on its GPU, not on threads."
     if (
         setting.group == "parallel"
         and max(len(here.gpus), here.numa_nodes) < 2
@@ -298,6 +312,7 @@ def validate(spec: EngineSpec, here: Machine) -> None:
     if spec.engine == "openai" and not spec.base_url:
         raise ParameterError("A remote endpoint needs an address.", hint="Set base_url to its /v1 address.")
     check_devices(spec, here)
+    check_processor(spec, here)
     check_together(spec, here)
 
 

@@ -40,6 +40,32 @@ def has_ray() -> bool:
     return importlib.util.find_spec("ray") is not None
 
 
+def check_processor(spec: EngineSpec, here: Machine) -> None:
+    if here.gpus:
+        if spec.cpu_threads is not None:
+            raise ParameterError(
+                "cpu_threads is for machines without a GPU; this one has one.", hint="Leave it empty."
+            )
+        return
+    if spec.block_size == 16 and spec.engine == "vllm":
+        raise ParameterError("block_size=16 needs a GPU.", hint="Choose 32 or more, or leave it empty.")
+    if spec.cpu_threads is None:
+        return
+    if spec.cpu_threads > here.cores:
+        raise ParameterError(
+            f"cpu_threads={spec.cpu_threads}; this machine has {here.cores} processors.",
+            hint=f"{here.physical_cores} is one for each core; leave it empty for that.",
+        )
+    if any(
+        (size or 1) > 1
+        for size in (spec.tensor_parallel_size, spec.pipeline_parallel_size, spec.data_parallel_size)
+    ):
+        raise ParameterError(
+            "cpu_threads can't be set for a model that is divided over processor groups.",
+            hint="Leave it empty: each gets the cores of its own group.",
+        )
+
+
 def check_together(spec: EngineSpec, here: Machine) -> None:
     fp8 = (spec.kv_cache_dtype or "").startswith("fp8")
     if fp8 and not here.gpus and not {"avx512f", "amx_tile"}.intersection(here.cpu_features):

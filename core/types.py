@@ -190,6 +190,7 @@ class EngineSpec:
     Names are vLLM's engine arguments. `kv_cache_memory_bytes` is in bytes,
     `max_model_len` in tokens, `gpu_memory_utilization` a share from 0 to 1.
     `max_num_seqs` is what a batch may fill; the engine gets a few slots more, for chats.
+    `cpu_threads`, which is ours, is how many threads compute where there is no GPU.
     `model` is "embedded", a folder, a GGUF file, or a hub's id (`hub` None: whichever has it here);
     with the engine "openai" the name that the server at `base_url` gives it. A key is never part of it.
     """
@@ -210,6 +211,8 @@ class EngineSpec:
     enforce_eager: bool | None = None
     enable_prefix_caching: bool | None = None
     enable_chunked_prefill: bool | None = None
+    block_size: int | None = None
+    cpu_threads: int | None = None
     tensor_parallel_size: int | None = None
     pipeline_parallel_size: int | None = None
     data_parallel_size: int | None = None

@@ -115,6 +115,22 @@ def test_what_needs_a_gpu_or_a_newer_processor_is_refused_without():
     engine_settings.validate(EngineSpec(tensor_parallel_size=2), replace(LAPTOP, numa_nodes=2))
 
 
+def test_threads_are_those_of_a_processor_that_computes():
+    for values, here, words in (
+        ({"cpu_threads": 9}, LAPTOP, "8 processors. 4 is one for each core"),
+        ({"cpu_threads": 2}, SERVER, "without a GPU"),
+        ({"cpu_threads": 2, "data_parallel_size": 2}, replace(LAPTOP, numa_nodes=2), "divided"),
+        ({"cpu_threads": 2, "engine": "transformers"}, LAPTOP, "setting of vllm and llamacpp"),
+        ({"block_size": 16}, LAPTOP, "32 or more"),
+    ):
+        with pytest.raises(ParameterError, match=words):
+            engine_settings.validate(EngineSpec(**values), here)
+    engine_settings.validate(EngineSpec(cpu_threads=8, block_size=128), LAPTOP)
+    engine_settings.validate(EngineSpec(block_size=16), SERVER)
+    assert "GPU" in engine_settings.obstacle(BY_NAME["cpu_threads"], SERVER)
+    assert engine_settings.obstacle(BY_NAME["cpu_threads"], LAPTOP) is None
+
+
 def test_parallel_settings_are_greyed_out_where_there_is_one_device(monkeypatch):
     monkeypatch.setattr(engine_settings_rules, "has_ray", lambda: False)
     assert "one device" in engine_settings.obstacle(BY_NAME["tensor_parallel_size"], LAPTOP)

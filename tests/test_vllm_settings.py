@@ -148,6 +148,15 @@ def test_a_step_holds_the_longest_prompt_without_chunks() -> None:
         assert arguments["max_num_batched_tokens"] >= SMOL.context_tokens
 
 
+def test_a_block_is_as_long_as_asked_for() -> None:
+    spec = EngineSpec(block_size=128, kv_cache_memory_bytes=64 << 20)
+    arguments = choose(spec, SMOL, cpu(16)).arguments
+    assert arguments["block_size"] == 128 and arguments["max_model_len"] % 128 == 0
+    assert choose(EngineSpec(), SMOL, cpu(16)).arguments["block_size"] == 32
+    assert choose(EngineSpec(block_size=16), SMOL, gpu(23)).arguments["block_size"] == 16
+    assert "block_size" not in choose(EngineSpec(), SMOL, gpu(23)).arguments
+
+
 def test_a_cpu_keeps_one_lora_place_empty() -> None:
     spec = EngineSpec(enable_lora=True, max_loras=2, max_cpu_loras=2, max_lora_rank=64)
     on_cpu = choose(spec, SMOL, cpu(16)).arguments

@@ -27,7 +27,7 @@ from core.types import EngineInfo, EngineSpec, Feature, Message, TokenPiece
 
 _TAKEN = (
     "engine", "model", "hub", "revision", "max_model_len", "max_num_seqs", "max_num_batched_tokens",
-    "kv_cache_memory_bytes",
+    "kv_cache_memory_bytes", "cpu_threads",
 )  # fmt: skip
 _CANNOT: dict[Feature, str] = {
     "beam_search": "llama.cpp has no beam search.",
@@ -65,6 +65,7 @@ def load(
         "max_num_seqs": spec.max_num_seqs,
         "max_num_batched_tokens": spec.max_num_batched_tokens,
         "kv_cache_memory_bytes": spec.kv_cache_memory_bytes,
+        "cpu_threads": spec.cpu_threads,
     }
     report("Starting llama.cpp")
     try:
@@ -115,7 +116,7 @@ def _describe(
         settings={
             "max_num_seqs": facts["batch_slots"],
             "max_num_batched_tokens": facts["step_tokens"],
-            "threads": facts["threads"],
+            "cpu_threads": facts["threads"],
             **({} if on_gpu or not here.gpus else {"notes": [_NOT_ON_GPU]}),
         },
         load_s=time.monotonic() - began,

@@ -55,6 +55,7 @@ def make(
     max_num_seqs: int | None,
     max_num_batched_tokens: int | None,
     kv_cache_memory_bytes: int | None,
+    cpu_threads: int | None = None,
 ) -> LlamaCppBackend:
     """Load the GGUF file at `path`. None means: chosen for this machine. Raises EngineLoadError."""
     log_to_stderr()
@@ -87,7 +88,7 @@ def make(
         cells=cells,
         step_tokens=max(max_num_batched_tokens or _STEP_TOKENS[device], slots),
         # two threads on one core only get in each other's way
-        threads=here.physical_cores,
+        threads=cpu_threads or here.physical_cores,
     )
 
 

@@ -99,7 +99,7 @@ def load(
     log.attach()
     facts = read_facts(model, spec)
     tokenizer = Tokenizer(model.name, model.folder, trust_remote_code=spec.trust_remote_code)
-    device = find_device()
+    device = find_device(spec)
     choice = choose(spec, facts, device)
     counters = Counters()
     report("Starting the engine process")

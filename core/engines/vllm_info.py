@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import importlib.metadata
+import os
 import time
 from typing import Any
 
-from core.engines import vllm_beams, vllm_lora
+from core.engines import cpu_threads, vllm_beams, vllm_lora
+from core.engines.cpu_threads import BIND
 from core.engines.tokenizer import Tokenizer
 from core.engines.vllm_models import LocalModel, read_generation_config
 from core.engines.vllm_settings import Choice, DeviceFacts, ModelFacts
@@ -55,6 +57,7 @@ def describe(
         settings={
             **choice.arguments,
             "scheduling_policy": "priority",
+            **_cpu_threads(device),
             **({"notes": list(choice.notes)} if choice.notes else {}),
         },
         load_s=time.monotonic() - began,
@@ -62,6 +65,13 @@ def describe(
         cannot_params=_cannot_params(choice),
         weights_bytes=weights_bytes,
     )
+
+
+def _cpu_threads(device: DeviceFacts) -> dict[str, int]:
+    """How many compute; on a GPU none, and where the environment binds them, that says it."""
+    if device.kind != "cpu" or (not device.processors and BIND in os.environ):
+        return {}
+    return {"cpu_threads": len(device.processors) or cpu_threads.default_threads()}
 
 
 def _cache_tokens(config: Any) -> int | None:

@@ -56,11 +56,14 @@ class ModelFacts:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DeviceFacts:
-    """`memory_bytes`: on a GPU all of it, on a CPU what is available now."""
+    """`memory_bytes`: on a GPU all of it, on a CPU what is available now. `processors`: those that
+    threads on a CPU are bound to, by number; empty where vLLM chooses.
+    """
 
     kind: str
     name: str
     memory_bytes: int
+    processors: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,7 +139,7 @@ def _choose_gpu(spec: EngineSpec, model: ModelFacts, device: DeviceFacts) -> Cho
         "enforce_eager": bool(spec.enforce_eager),
     }
     arguments["max_model_len"] = spec.max_model_len or -1  # -1: as long as the memory allows
-    for name in ("kv_cache_memory_bytes", "gpu_memory_utilization"):
+    for name in ("kv_cache_memory_bytes", "gpu_memory_utilization", "block_size"):
         if getattr(spec, name) is not None:
             arguments[name] = getattr(spec, name)
     return Choice(arguments, slots)
@@ -148,11 +151,11 @@ def _choose_cpu(spec: EngineSpec, model: ModelFacts, device: DeviceFacts) -> Cho
     vLLM takes the whole KV cache from the system at once, so it gets half of the free
     memory at most, and no more than 1,024 tokens for each slot.
     """
-    slots = spec.max_num_seqs or _CPU_SLOTS
+    slots, block = spec.max_num_seqs or _CPU_SLOTS, cpu_block_tokens(spec)
     step = max(spec.max_num_batched_tokens or slots + CHAT_SLOTS + _CPU_PROMPT_TOKENS, slots + CHAT_SLOTS)
     free = device.memory_bytes - int(1.1 * model.weights_bytes) - _CPU_ENGINE_BYTES
     context = spec.max_model_len or model.context_tokens
-    layout = _layout(model, context if spec.enable_chunked_prefill is False else step)
+    layout = _layout(model, context if spec.enable_chunked_prefill is False else step, block)
     notes: list[str] = []
     if spec.kv_cache_memory_bytes is None:
         cache = min(free // 2, (slots + CHAT_SLOTS) * _TOKENS_PER_SLOT * model.kv_bytes_per_token)
@@ -165,7 +168,7 @@ def _choose_cpu(spec: EngineSpec, model: ModelFacts, device: DeviceFacts) -> Cho
         if missing > 0:
             raise _too_small(spec, model, device, least, missing)
         longest = layout.longest(cache - layout.block_bytes, context)
-        wanted, context = context, longest // CPU_BLOCK_TOKENS * CPU_BLOCK_TOKENS
+        wanted, context = context, longest // block * block
         notes.append(
             f"The context was reduced from {wanted:,} to {context:,} tokens: the KV cache holds no more."
         )
@@ -174,16 +177,21 @@ def _choose_cpu(spec: EngineSpec, model: ModelFacts, device: DeviceFacts) -> Cho
         "max_num_batched_tokens": step,
         "max_model_len": context,
         "kv_cache_memory_bytes": cache,
-        "block_size": CPU_BLOCK_TOKENS,
+        "block_size": block,
         "enforce_eager": True if spec.enforce_eager is None else spec.enforce_eager,
     }
     return Choice(arguments, slots, tuple(notes))
 
 
-def _layout(model: ModelFacts, in_flight_tokens: int) -> CacheLayout:
+def cpu_block_tokens(spec: EngineSpec) -> int:
+    """vLLM's own 128 would share only what is that long."""
+    return spec.block_size or CPU_BLOCK_TOKENS
+
+
+def _layout(model: ModelFacts, in_flight_tokens: int, block_tokens: int) -> CacheLayout:
     if model.cache is not None:
         return replace(model.cache, in_flight_tokens=in_flight_tokens)
-    return plain_layout(model.kv_bytes_per_token, CPU_BLOCK_TOKENS)
+    return plain_layout(model.kv_bytes_per_token, block_tokens)
 
 
 def _cache_bytes(tokens: int, layout: CacheLayout) -> int:

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from core.engines.children import OFFLINE, faster_libraries
+from core.engines.cpu_threads import BIND, processors
 from core.engines.engine_log import cause_in
 from core.engines.vllm_models import LocalModel
 from core.engines.vllm_settings import Choice, DeviceFacts
@@ -61,7 +62,8 @@ def start(spec: EngineSpec, model: LocalModel, choice: Choice, stat_logger: Call
     return AsyncLLM.from_engine_args(arguments, stat_loggers=[stat_logger])
 
 
-def find_device() -> DeviceFacts:
+def find_device(spec: EngineSpec | None = None) -> DeviceFacts:
+    """What the engine of `spec` will run on."""
     from vllm.platforms import current_platform
 
     if current_platform.is_cpu():
@@ -69,13 +71,27 @@ def find_device() -> DeviceFacts:
 
         cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
         name = f"CPU, {cores} cores ({_cpu_name()})"
-        return DeviceFacts(kind="cpu", name=name, memory_bytes=get_memory_node_info(0).available_memory)
+        return DeviceFacts(
+            kind="cpu",
+            name=name,
+            memory_bytes=get_memory_node_info(0).available_memory,
+            processors=_bound(spec or EngineSpec()),
+        )
     # vLLM asks the driver's library: CUDA in this process would take memory from the engine.
     return DeviceFacts(
         kind=current_platform.device_type,
         name=current_platform.get_device_name(),
         memory_bytes=current_platform.get_device_total_memory(),
     )
+
+
+def _bound(spec: EngineSpec) -> tuple[int, ...]:
+    """The processors of the engine's threads; empty where vLLM chooses, or the user by its variable."""
+    copies = (spec.tensor_parallel_size, spec.pipeline_parallel_size, spec.data_parallel_size)
+    divided = any((size or 1) > 1 for size in copies)  # vLLM gives each part a memory node
+    if divided or (spec.cpu_threads is None and BIND in os.environ):
+        return ()
+    return processors(spec.cpu_threads)
 
 
 def _cpu_name() -> str:
@@ -104,6 +120,8 @@ def child_environment(device: DeviceFacts, *, eager: bool = False) -> dict[str, 
     if device.kind == "cpu":
         # One thread and the default OpenMP: 840 tokens/s; all cores: 1,330; Intel's OpenMP too: 1,430.
         variables["VLLM_CPU_NUM_OF_RESERVED_CPU"] = "0"
+        if device.processors:
+            variables[BIND] = ",".join(map(str, device.processors))
         if eager:
             # Else the first request for a log-probability has vLLM compile one small function, and
             # everybody waits: 14 s on a new machine, 2 s after each load. It runs as fast without.

@@ -13,7 +13,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
-from core.engines.vllm_settings import CPU_BLOCK_TOKENS, DeviceFacts, choose
+from core.engines.vllm_settings import DeviceFacts, choose, cpu_block_tokens
 from core.engines.vllm_settings import ModelFacts as EngineFacts
 from core.errors import EngineLoadError
 from core.models import fit_sizes, kv_cache
@@ -121,7 +121,7 @@ def _on_cpu(facts: ModelFacts, device: Device, spec: EngineSpec) -> Fit:
     layout = kv_cache.layout(
         facts,
         number_bytes=fit_sizes.kv_number_bytes(facts, spec),
-        block_tokens=CPU_BLOCK_TOKENS,
+        block_tokens=cpu_block_tokens(spec),
         in_flight_tokens=chosen["max_num_batched_tokens"],
     )
     context, cache = chosen["max_model_len"], chosen["kv_cache_memory_bytes"]
@@ -140,6 +140,7 @@ def _on_gpu(facts: ModelFacts, device: Device, spec: EngineSpec) -> Fit:
     layout = kv_cache.layout(
         facts,
         number_bytes=fit_sizes.kv_number_bytes(facts, spec),
+        block_tokens=spec.block_size or kv_cache.GPU_BLOCK_TOKENS,
         in_flight_tokens=(2 if pipeline == 1 else pipeline) * chosen["max_num_batched_tokens"],
         tensor_parallel=tensor,
         pipeline_parallel=pipeline,
@@ -215,7 +216,7 @@ def engine_facts(facts: ModelFacts, spec: EngineSpec) -> EngineFacts:
     layout = kv_cache.layout(
         facts,
         number_bytes=fit_sizes.kv_number_bytes(facts, spec),
-        block_tokens=CPU_BLOCK_TOKENS,
+        block_tokens=cpu_block_tokens(spec),
     )
     return EngineFacts(
         weights_bytes=fit_sizes.weights_bytes(facts, spec),
