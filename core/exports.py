@@ -165,6 +165,18 @@ def export(
     return tables.write(path, [*columns, *answers], batches, format=format, escape=escape, bom=bom)
 
 
+def export_input(connection: duckdb.DuckDBPyConnection, path: Path) -> int:
+    """Write the table as Parquet as it came, without rows that can't be used. Returns the rows.
+
+    Raises TableError.
+    """
+    columns = tables.info(connection).columns
+    cells = ", ".join(f"c{index}" for index in range(len(columns)))
+    query = f"SELECT {cells} FROM input WHERE _problem IS NULL ORDER BY _row"
+    batches = connection.sql(query).to_arrow_reader(_ROWS_A_BATCH)
+    return tables.write(path, columns, batches, format="parquet")
+
+
 def _in_parts(cursor: duckdb.DuckDBPyConnection, query: str, spec: RunSpec) -> Iterator[pa.RecordBatch]:
     for bounds in _parts(cursor, spec):
         yield from cursor.sql(query, params=bounds).to_arrow_table().to_batches()

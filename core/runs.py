@@ -283,6 +283,14 @@ class Run:
                 connection, self.spec, path, format=format, escape_formulas=escape_formulas, bom=bom
             )
 
+    def export_input(self, path: Path) -> int:
+        """Write the table alone as Parquet, without rows that can't be used. Returns the rows.
+
+        Raises TableError, and RunBusy while another process has the file.
+        """
+        with self.connect() as connection:
+            return exports.export_input(connection, path)
+
 
 def prompt_of(asked: Instructions) -> PromptSpec:
     """The part of the instructions that makes the prompt; a prompt column becomes its template."""

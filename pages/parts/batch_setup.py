@@ -22,7 +22,7 @@ from pages.parts.prompt_form import examples_and_turns, prompt_form
 from pages.parts.sampling_form import sampling_form
 
 EXAMPLE = Path(__file__).resolve().parents[2] / "examples" / "reviews.csv"
-_EXAMPLE_TEMPLATE = (
+EXAMPLE_TEMPLATE = (
     "Is this review of {{ product }} positive or negative? Answer with one word.\n\n{{ review }}"
 )
 _ENCODINGS = ("utf-8", "gb18030", "big5", "shift_jis", "euc_kr", "utf-16", "cp1252", "latin-1")
@@ -211,7 +211,7 @@ def _form(run: Run, info: tables.TableInfo, initial: Instructions) -> Instructio
 def first_template(run: Run) -> str:
     """What the example asks; of any other table the column with the longest texts."""
     if run.spec.input.name == EXAMPLE.name and {"product", "review"} <= set(run.spec.input.columns):
-        return _EXAMPLE_TEMPLATE
+        return EXAMPLE_TEMPLATE
     rows = run.preview(20)
     lengths = {name: sum(len(str(row[name] or "")) for row in rows) for name in run.spec.input.columns}
     return prompts.column_reference(max(lengths, key=lengths.get))
