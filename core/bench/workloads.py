@@ -1,0 +1,312 @@
+"""Workloads into requests: token ids and the length wanted of each answer, the same for the same seed.
+
+All prompts are made before anything is measured, and sent as token ids: their lengths are exact, and
+no tokenizer works while an engine is measured.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+import tempfile
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import duckdb
+import numpy as np
+
+from core import results, sampling, tables
+from core.bench.records import PlannedRequest
+from core.bench.spec import (
+    MAX_PROMPTS,
+    BenchSpec,
+    ConversationWorkload,
+    RandomWorkload,
+    SharedPrefixWorkload,
+    TableWorkload,
+)
+from core.engines.base import Engine
+from core.errors import ParameterError
+from core.recipes import Recipe
+from core.requests import Item, Preparer
+from core.run_spec import OverflowSpec, PromptSpec
+from core.types import EngineInfo
+
+_AT_ONCE = 256
+_POOL = 8192
+_WORDS = 20_000
+_LETTERS = "abcdefghijklmnopqrstuvwxyz"
+# what `vllm bench` leaves out of a ShareGPT file (`is_valid_sequence`), in tokens
+_LEAST_TOKENS, _MOST_PROMPT, _MOST_TOTAL = 4, 1024, 2048
+_USERS = frozenset({"human", "user"})
+
+
+def plan(spec: BenchSpec, engine: Engine, seed: int | None = None) -> list[PlannedRequest]:
+    """The requests of one measurement, in the order they are sent. `seed` None: the specification's.
+
+    Reads and tokenizes: to be called from a thread, never from the loop. Raises ParameterError for
+    what the engine can't do or what doesn't fit its context, TableError or TemplateError for a file or
+    template that can't be used.
+    """
+    if "tokens" in engine.info.cannot:
+        raise ParameterError(
+            f"A benchmark needs prompts of exact lengths: {engine.info.cannot['tokens']}",
+            hint="Load the model with another engine.",
+        )
+    rng = np.random.default_rng(spec.seed if seed is None else seed)
+    workload = spec.workload
+    if spec.kind == "latency":
+        workload = _one_batch(spec)
+    match workload:
+        case RandomWorkload():
+            planned = _random(workload, engine, rng)
+        case SharedPrefixWorkload():
+            planned = _shared_prefix(workload, engine, rng)
+        case TableWorkload():
+            planned = _table(workload, spec, engine, rng)
+        case ConversationWorkload():
+            planned = _conversations(workload, engine, rng)
+    _check_fit(planned, engine.info)
+    return planned
+
+
+def warmups(spec: BenchSpec, engine: Engine, seed: int | None = None) -> list[PlannedRequest]:
+    """`num_warmups` requests of random tokens, as long as the workload's: none shares their prefixes.
+
+    Raises as `plan`.
+    """
+    if not spec.num_warmups:
+        return []
+    planned = plan(spec, engine, seed)[: spec.num_warmups]
+    # a stream of its own: the measured requests' tokens can't be drawn again
+    rng = np.random.default_rng([spec.seed if seed is None else seed, 1])
+    pool = token_pool(engine)
+    return [
+        PlannedRequest(
+            token_ids=_draw(pool, len(request.token_ids), rng),
+            output_len=request.output_len or _free_length(spec),
+        )
+        for request in planned
+    ]
+
+
+def token_pool(engine: Engine) -> np.ndarray:
+    """Ids of ordinary tokens, ascending: none that is special, such as the end of a text.
+
+    Up to 8,192 from all over the vocabulary, always the same for the same model. Of a server that
+    doesn't say how large its vocabulary is, the tokens of made-up words.
+    """
+    size = getattr(engine.info, "vocabulary_size", None)
+    if size is None:
+        rng = np.random.default_rng(0)
+        lengths = rng.integers(1, 6, size=_WORDS)
+        words = ("".join(_LETTERS[at] for at in rng.integers(0, len(_LETTERS), size=n)) for n in lengths)
+        (ids,) = engine.encode([" ".join(words)])
+        found = set(ids)
+    else:
+        found = set(np.random.default_rng(0).choice(size, min(size, _POOL), replace=False).tolist())
+    candidates = sorted(found)
+    pieces = engine.pieces(candidates)
+    ordinary = [token for token, piece in zip(candidates, pieces, strict=True) if not piece.special]
+    return np.array(ordinary, dtype=object)
+
+
+def _one_batch(spec: BenchSpec) -> RandomWorkload:
+    """The one batch of a latency benchmark. Its prompts must be equally long."""
+    workload = spec.workload
+    if not isinstance(workload, RandomWorkload) or workload.range_ratio:
+        raise ParameterError(
+            "A latency benchmark sends prompts of one length.",
+            hint="Choose random prompts, all of the same length.",
+        )
+    return workload.model_copy(update={"num_prompts": spec.batch_size})
+
+
+def _random(workload: RandomWorkload, engine: Engine, rng: np.random.Generator) -> list[PlannedRequest]:
+    """As vLLM's RandomDataset, but each token is drawn by itself.
+
+    There a prompt is a run of consecutive ids from a random one on: two that begin at the same id
+    share their prefix, and its tokens then come from the prefix cache.
+    """
+    pool = token_pool(engine)
+    prefix = _draw(pool, workload.prefix_len, rng)
+    inputs = _lengths(workload.input_len, workload.range_ratio, workload.num_prompts, rng)
+    outputs = _lengths(workload.output_len, workload.range_ratio, workload.num_prompts, rng)
+    group = 0 if prefix else None
+    return [
+        PlannedRequest(token_ids=prefix + _draw(pool, length, rng), output_len=output, group=group)
+        for length, output in zip(inputs, outputs, strict=True)
+    ]
+
+
+def _shared_prefix(
+    workload: SharedPrefixWorkload, engine: Engine, rng: np.random.Generator
+) -> list[PlannedRequest]:
+    """As vLLM's PrefixRepetitionRandomDataset: groups of equal size, in random order."""
+    if workload.num_prefixes > workload.num_prompts:
+        raise ParameterError(
+            f"{workload.num_prefixes:,} prefixes can't be shared by {workload.num_prompts:,} prompts.",
+            hint="Ask for more prompts, or fewer prefixes.",
+        )
+    pool = token_pool(engine)
+    prefixes = [_draw(pool, workload.prefix_len, rng) for _ in range(workload.num_prefixes)]
+    groups = rng.permutation(np.arange(workload.num_prompts) % workload.num_prefixes)
+    return [
+        PlannedRequest(
+            token_ids=prefixes[group] + _draw(pool, workload.suffix_len, rng),
+            output_len=workload.output_len,
+            group=int(group),
+        )
+        for group in groups
+    ]
+
+
+def _lengths(mean: int, ratio: float, count: int, rng: np.random.Generator) -> list[int]:
+    """Whole numbers, evenly from mean x (1 - ratio) to mean x (1 + ratio), never below 1."""
+    low, high = max(1, math.floor(mean * (1 - ratio))), max(1, math.ceil(mean * (1 + ratio)))
+    return rng.integers(low, high + 1, size=count).tolist()
+
+
+def _draw(pool: np.ndarray, length: int, rng: np.random.Generator) -> tuple[int, ...]:
+    return tuple(pool[rng.integers(0, len(pool), size=length)].tolist())
+
+
+def _table(
+    workload: TableWorkload, spec: BenchSpec, engine: Engine, rng: np.random.Generator
+) -> list[PlannedRequest]:
+    """Rows of a table, as a batch run would send them. Rows that a batch would not send are left out."""
+    _check_prompt(workload.prompt)
+    name = Path(workload.path).name
+    with tempfile.TemporaryDirectory() as folder, duckdb.connect(str(Path(folder) / "rows")) as con:
+        staged = tables.stage(Path(workload.path), con)
+        overflow = OverflowSpec()
+        recipe = Recipe(workload.prompt, staged.columns)
+        preparer = Preparer(recipe, staged.columns, engine, {"max_tokens": 1}, overflow)
+        wanted = workload.num_prompts or MAX_PROMPTS
+        if workload.num_prompts is None:
+            if staged.rows > MAX_PROMPTS:
+                raise ParameterError(
+                    f"{name} has {staged.rows:,} rows; a benchmark asks at most {MAX_PROMPTS:,}.",
+                    hint="Say how many of them to draw.",
+                )
+            order = np.arange(staged.rows)
+        else:
+            order = rng.permutation(staged.rows)
+        planned: list[PlannedRequest] = []
+        refused = "It has no rows."
+        for rows in _in_order(con, staged.columns, order, recipe.variables):
+            for outcome in preparer.prepare([(row, None) for row in rows]):
+                if isinstance(outcome, Item):
+                    planned.append(
+                        PlannedRequest(token_ids=tuple(outcome.token_ids), output_len=workload.output_len)
+                    )
+                elif outcome.prompt_tokens is not None:  # left out, the lengths would not be the table's
+                    raise ParameterError(
+                        f"Row {outcome.row + 1:,} of {name} does not fit. {outcome.error}",
+                        hint="Load the model with a longer context, or shorten the prompts.",
+                    )
+                else:
+                    refused = outcome.error or refused
+            if len(planned) >= wanted:
+                break
+    if not planned:
+        raise ParameterError(f"No row of {name} makes a prompt. {refused}", hint="Look at the template.")
+    return planned[:wanted]
+
+
+def _check_prompt(prompt: PromptSpec) -> None:
+    """Raise for what makes requests differ in more than their prompts."""
+    surplus = {
+        "later turns": prompt.turns or prompt.turns_column,
+        "parameters of single rows": prompt.param_columns or prompt.mode == "openai",
+        "adapters": prompt.adapter or prompt.adapter_column,
+    }
+    for what, is_asked in surplus.items():
+        if is_asked:
+            raise ParameterError(
+                f"A benchmark sends one prompt a row, all with the same parameters: it knows no {what}.",
+                hint="Leave them out.",
+            )
+
+
+def _in_order(
+    con: duckdb.DuckDBPyConnection,
+    columns: Sequence[tables.Column],
+    order: np.ndarray,
+    only: Sequence[str],
+) -> Iterator[list[results.InputRow]]:
+    """The rows numbered `order`, in that order, some at a time."""
+    for start in range(0, len(order), _AT_ONCE):
+        wanted = order[start : start + _AT_ONCE].tolist()
+        found = {row.row: row for row in results.read_rows(con, columns, wanted, only=only)}
+        yield [found[number] for number in wanted]
+
+
+def _conversations(
+    workload: ConversationWorkload, engine: Engine, rng: np.random.Generator
+) -> list[PlannedRequest]:
+    """As vLLM's ShareGPTDataset: the first prompt as plain text, without a chat template.
+
+    What is shorter than 4 tokens or longer than 1,024 (with its answer 2,048, or the context) is left
+    out. Where the file has fewer than asked for, all there are: to ask one twice would measure the
+    prefix cache.
+    """
+    name = Path(workload.path).name
+    room = min(_MOST_TOTAL, engine.info.max_model_len)
+    planned: list[PlannedRequest] = []
+    talks = 0
+    with tempfile.TemporaryDirectory() as folder, duckdb.connect(str(Path(folder) / "talks")) as con:
+        staged = tables.stage(Path(workload.path), con)
+        if not any(column.name == "conversations" for column in staged.columns):
+            raise ParameterError(
+                f"{name} holds no conversations: its entries have no key 'conversations'.",
+                hint='A file of ShareGPT form is a list of {"conversations": [{"from": ..., "value": ...}]}.',
+            )
+        order = rng.permutation(staged.rows)
+        for rows in _in_order(con, staged.columns, order, ("conversations",)):
+            pairs = [pair for row in rows if not row.problem and (pair := _pair(row.values["conversations"]))]
+            talks += len(pairs)
+            prompts = engine.encode([prompt for prompt, _answer in pairs], add_special_tokens=True)
+            answers = engine.encode([answer for _prompt, answer in pairs])
+            for prompt, answer in zip(prompts, answers, strict=True):
+                output = workload.output_len or len(answer)
+                shortest = len(prompt) if workload.output_len else min(len(prompt), output)
+                fits = len(prompt) <= _MOST_PROMPT and len(prompt) + output <= room
+                if fits and shortest >= _LEAST_TOKENS:
+                    planned.append(PlannedRequest(token_ids=tuple(prompt), output_len=output))
+            if len(planned) >= workload.num_prompts:
+                break
+    if not planned:
+        raise ParameterError(
+            f"None of the {talks:,} conversations in {name} can be used.",
+            hint=f"Prompts have {_LEAST_TOKENS} to {_MOST_PROMPT:,} tokens, {room:,} with the answer.",
+        )
+    return planned[: workload.num_prompts]
+
+
+def _pair(talk: Any) -> tuple[str, str] | None:
+    """The first thing the user says, and what is answered; None where there is no such pair."""
+    turns = [turn for turn in talk if isinstance(turn, dict)] if isinstance(talk, list) else []
+    for asked, answered in itertools.pairwise(turns):
+        texts = asked.get("value"), answered.get("value")
+        is_user = asked.get("from") in _USERS and answered.get("from") not in _USERS
+        if is_user and all(isinstance(text, str) and text for text in texts):
+            return texts
+    return None
+
+
+def _free_length(spec: BenchSpec) -> int:
+    return int(spec.params.get("max_tokens") or sampling.BY_NAME["max_tokens"].default)
+
+
+def _check_fit(planned: Sequence[PlannedRequest], info: EngineInfo) -> None:
+    """Raise ParameterError where a prompt and its answer are longer than the context."""
+    longest = max(planned, key=lambda request: len(request.token_ids) + (request.output_len or 1))
+    tokens, output = len(longest.token_ids), longest.output_len or 1
+    if tokens + output > info.max_model_len:
+        raise ParameterError(
+            f"{tokens:,} prompt tokens and {output:,} output tokens don't fit: the context holds "
+            f"{info.max_model_len:,}.",
+            hint="Ask for less, or load the model with a longer context.",
+        )
