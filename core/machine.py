@@ -8,11 +8,11 @@ from __future__ import annotations
 import contextlib
 import os
 import platform
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import psutil
 
@@ -207,20 +207,30 @@ def gpu_bytes_in_use() -> int | None:
 
 
 def _gpus() -> tuple[Gpu, ...]:
-    """The NVIDIA devices that CUDA_VISIBLE_DEVICES leaves; none without a driver."""
+    import pynvml
+
+    with gpu_handles() as handles:
+        return tuple(Gpu(pynvml.nvmlDeviceGetName(handle), *_gpu_memory(handle)) for handle in handles)
+
+
+@contextlib.contextmanager
+def gpu_handles() -> Iterator[list[Any]]:
+    """NVML's handles of the NVIDIA devices that CUDA_VISIBLE_DEVICES leaves; none without a driver."""
     import pynvml
 
     try:
         pynvml.nvmlInit()
     except pynvml.NVMLError:  # no driver, no device
-        return ()
+        yield []
+        return
     try:
         handles = [pynvml.nvmlDeviceGetHandleByIndex(i) for i in range(pynvml.nvmlDeviceGetCount())]
-        found = []
-        for index, handle in enumerate(handles):
-            if _visible(index, pynvml.nvmlDeviceGetUUID(handle), os.environ.get("CUDA_VISIBLE_DEVICES")):
-                found.append(Gpu(pynvml.nvmlDeviceGetName(handle), *_gpu_memory(handle)))
-        return tuple(found)
+        allowed = os.environ.get("CUDA_VISIBLE_DEVICES")
+        yield [
+            handle
+            for index, handle in enumerate(handles)
+            if _visible(index, pynvml.nvmlDeviceGetUUID(handle), allowed)
+        ]
     finally:
         pynvml.nvmlShutdown()
 

@@ -95,6 +95,13 @@ class Engine(Protocol):
         """The engine's counters now."""
         ...
 
+    async def reset_prefix_cache(self) -> bool:
+        """Forget the prompts that were read, so that the next are read in full.
+
+        False: this engine can't, or not while it answers; what it keeps stays valid.
+        """
+        ...
+
     async def check(self) -> None:
         """Return while the engine is alive; raise EngineDied when it is not."""
         ...

@@ -265,6 +265,9 @@ class OpenAIEngine:
             prefix_hits=self._cached,
         )
 
+    async def reset_prefix_cache(self) -> bool:
+        return False  # it is the server's, and others use it
+
     async def check(self) -> None:
         """Looks at the server now and then, and tells what the last look saw: every request asks."""
         if self._gone is not None:

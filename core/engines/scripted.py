@@ -210,6 +210,10 @@ class ScriptedEngine:
             prefix_hits=self._cache.hits,
         )
 
+    async def reset_prefix_cache(self) -> bool:
+        self._cache.clear()
+        return True
+
     async def check(self) -> None:
         return None
 
@@ -224,6 +228,9 @@ class _PrefixCache:
         self.queries = 0
         self.hits = 0
         self._blocks: OrderedDict[int, None] = OrderedDict()
+
+    def clear(self) -> None:
+        self._blocks.clear()
 
     def add(self, prompt: str | Sequence[int], adapter: int) -> int:
         """Look `prompt` up, keep it, and return how many of its tokens were there. The last is never.

@@ -158,7 +158,7 @@ class VllmEngine:
         self._live = 0
         self._end_ids = end_ids(tokenizer, info.generation_config)
         self._numbers = itertools.count()
-        self._structures = Structures(self._make_ready)
+        self.structures = Structures(self._make_ready)
         self._turns = Turns()
         self.admission = admission
         counters.on_step = self.admission.step
@@ -230,7 +230,7 @@ class VllmEngine:
         return found
 
     async def next_logprobs(self, request: Request) -> np.ndarray:
-        question = Question(self._alive().vllm_config, await self._prompt_ids(request))
+        question = Question(self.client().vllm_config, await self._prompt_ids(request))
         name = f"{request.id}-next-{next(self._numbers)}"
         outputs = self._outputs(name, question.token_ids, question.params, request)
         async with contextlib.aclosing(outputs):
@@ -243,7 +243,7 @@ class VllmEngine:
         ids = await self._prompt_ids(request)
         structure = request.params.get("structured_outputs")
         if structure is not None:
-            await self._structures.ensure(structure)
+            await self.structures.ensure(structure)
         if request.params.get("beam_width") is not None:
             outputs = self._search(request, ids)
         else:
@@ -263,38 +263,47 @@ class VllmEngine:
             return self._outputs(name, prompt["prompt_token_ids"], params, request)
 
         room = self.info.max_model_len - len(ids)
-        yield await vllm_beams.search(self._alive(), generate, request, ids, room)
+        yield await vllm_beams.search(self.client(), generate, request, ids, room)
 
-    def _alive(self) -> Any:
+    def client(self) -> Any:
+        """vLLM's AsyncLLM. Raises EngineDied once it was unloaded."""
         if self._engine is None:
             raise EngineDied("The engine was unloaded.", hint="Load it again.")
         return self._engine
+
+    @contextlib.asynccontextmanager
+    async def entering(self, request: Request, params: Any, tokens: int) -> AsyncIterator[Any]:
+        """Wait until a prompt of `tokens` with these vLLM parameters may go in, and hold while it is answered.
+
+        Gives vLLM's LoRARequest for the request's adapter, None for none. Raises RequestRejected, EngineDied.
+        """
+        async with (
+            self._turns.of(params),
+            self._adapters.held(request, self.client) as adapter,
+            self.admission.entering(request.priority, tokens),
+        ):
+            self._live += 1
+            try:
+                yield adapter
+            finally:
+                self._live -= 1
 
     async def _outputs(
         self, name: str, ids: Sequence[int], params: Any, request: Request
     ) -> AsyncIterator[Any]:
         """vLLM's outputs for a part of our request, with its priority and adapter."""
-        async with (
-            self._turns.of(params),
-            self._adapters.held(request, self._alive) as adapter,
-            self.admission.entering(request.priority, len(ids)),
-        ):
-            engine = self._alive()
-            self._live += 1
-            try:
-                with self._errors():
-                    generated = engine.generate(
-                        {"prompt_token_ids": ids},
-                        params,
-                        name,
-                        lora_request=adapter,
-                        priority=int(request.priority),
-                    )
-                    async with contextlib.aclosing(generated) as outputs:
-                        async for output in outputs:
-                            yield output
-            finally:
-                self._live -= 1
+        async with self.entering(request, params, len(ids)) as adapter:
+            with self._errors():
+                generated = self.client().generate(
+                    {"prompt_token_ids": ids},
+                    params,
+                    name,
+                    lora_request=adapter,
+                    priority=int(request.priority),
+                )
+                async with contextlib.aclosing(generated) as outputs:
+                    async for output in outputs:
+                        yield output
 
     @contextlib.contextmanager
     def _errors(self) -> Iterator[None]:
@@ -364,6 +373,10 @@ class VllmEngine:
     def stats(self) -> EngineStats:
         # vLLM reports on each step, and makes none after the last request was aborted.
         return self._counters.read(idle=self._live == 0)
+
+    async def reset_prefix_cache(self) -> bool:
+        with self._errors():  # a call that is pending when the engine dies never returns
+            return await asyncio.wait_for(self.client().reset_prefix_cache(), _SHUTDOWN_S)
 
     async def check(self) -> None:
         if self._engine is not None and self._engine.errored:

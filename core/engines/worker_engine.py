@@ -183,6 +183,9 @@ class WorkerEngine:
     def stats(self) -> EngineStats:
         return self._worker.stats()
 
+    async def reset_prefix_cache(self) -> bool:
+        return False  # llama.cpp takes over what sequences have in common; transformers keeps nothing
+
     async def check(self) -> None:
         self._worker.check()
 

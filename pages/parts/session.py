@@ -33,6 +33,7 @@ from core.store import Store
 from core.types import EngineSpec
 
 if TYPE_CHECKING:
+    from core.bench.runner import Benchmarks
     from core.jobs import Jobs
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -40,7 +41,9 @@ PROMOTED = "batch:promoted"
 """Key of {"prompt": PromptSpec, "params": ..., "name": ...}: what the batch page fills in next."""
 
 # users before what they use
-_CLOSE_ORDER = ("merges", "jobs", "comparisons", "chats", "downloads", "imports", "runtime", "store")
+_CLOSE_ORDER = (
+    "benchmarks", "merges", "jobs", "comparisons", "chats", "downloads", "imports", "runtime", "store",
+)  # fmt: skip
 _log = logging.getLogger(__name__)
 
 
@@ -68,6 +71,13 @@ def chats() -> Chats:
 @st.cache_resource(show_spinner=False)
 def comparisons() -> Comparisons:
     return _opened().setdefault("comparisons", Comparisons(runtime(), store()))
+
+
+@st.cache_resource(show_spinner=False)
+def benchmarks() -> Benchmarks:
+    from core.bench.runner import Benchmarks
+
+    return _opened().setdefault("benchmarks", Benchmarks(runtime(), store(), runtime().settings))
 
 
 @st.cache_resource(show_spinner=False)
@@ -137,7 +147,7 @@ def close() -> None:
             opened.pop(name).close()
     for cached in (
         runtime, store, chats, comparisons, presets, wrappers, downloads, adapters, merges, secrets,
-        library, imports, endpoints, saved_settings, jobs,
+        library, imports, endpoints, saved_settings, jobs, benchmarks,
     ):  # fmt: skip
         cached.clear()
 

@@ -1,0 +1,213 @@
+"""All benchmarks of a workspace: one at a time is measured, all are kept, read, named and imported here."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import threading
+import time
+from collections.abc import Mapping
+from concurrent.futures import Future, wait
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from core import machine
+from core.bench.records import BenchState, BenchView, Point, PointSummary
+from core.bench.spec import BenchSpec
+from core.bench.store import BenchStore, to_text
+from core.bench.work import BenchWork, check, title
+from core.engines.base import Engine
+from core.errors import BenchError, EngineDied, EngineNotReady, WorkbenchError
+from core.runtime import Runtime
+from core.settings import Settings
+from core.store import Store
+
+_log = logging.getLogger(__name__)
+_CLOSE_PATIENCE_S = 10.0
+_POLL_S = 0.1
+_LONGEST_NAME = 200
+
+
+class Benchmarks:
+    """Every method returns at once, from any thread, but `wait`.
+
+    A benchmark whose process died reads as "interrupted", with its finished points.
+    """
+
+    def __init__(self, runtime: Runtime, store: Store, settings: Settings) -> None:
+        self._runtime = runtime
+        self._kept = BenchStore(store, settings)
+        self._lock = threading.Lock()
+        self._work: BenchWork | None = None
+        self._future: Future[None] | None = None
+        runtime.add_user("benchmarks", lambda: int(self._work is not None))
+
+    def start(self, spec: BenchSpec) -> str:
+        """Begin to measure the engine that is loaded; returns the benchmark's id.
+
+        Raises BenchError when one is at work or no engine is ready, ParameterError for what this
+        engine can't do. What shows only when the workload is read ends the benchmark as "failed".
+        """
+        try:
+            engine = self._runtime.engine
+        except EngineNotReady as error:
+            raise BenchError(error.message, hint=error.hint or "Load a model first.") from error
+        check(spec, engine.info)
+        environment = self._environment(engine)
+        with self._lock:
+            if self._work is not None:
+                raise BenchError("A benchmark is at work.", hint="Wait for it, or stop it first.")
+            benchmark_id = self._kept.add(
+                name=title(spec, engine.info), kind=spec.kind, spec=spec, environment=environment
+            )
+
+            def keep(point: Point) -> PointSummary:
+                return self._keep(benchmark_id, point, spec, environment)
+
+            work = self._work = BenchWork(benchmark_id, spec, engine, keep)
+            self._future = self._runtime.spawn(self._run(work))
+        return benchmark_id
+
+    def stop(self, benchmark_id: str) -> None:
+        """Measure no more. Finished points stay, and of the one at work what has been answered."""
+        self._end(benchmark_id, "stopped")
+
+    def wait(self, benchmark_id: str, timeout_s: float | None = None) -> BenchView:
+        """The benchmark when it has ended. Raises TimeoutError, or BenchError when there is none."""
+        end = None if timeout_s is None else time.monotonic() + timeout_s
+        while (view := self.view(benchmark_id)).state == "running":
+            if end is not None and time.monotonic() >= end:
+                raise TimeoutError(f"The benchmark {benchmark_id} is still at work.")
+            time.sleep(_POLL_S)
+        return view
+
+    def at_work(self) -> str | None:
+        """The id of the benchmark that this process measures now."""
+        work = self._work
+        return work.benchmark_id if work else None
+
+    def view(self, benchmark_id: str) -> BenchView:
+        """The benchmark as it is now; `progress` is of the point at work. Raises BenchError."""
+        work = self._work  # before the row is read: it may end in between
+        view = self._kept.view(benchmark_id)
+        if work is None or work.benchmark_id != benchmark_id or view.state != "running":
+            return view
+        return replace(view, progress=work.progress)
+
+    def recent(self, limit: int = 100) -> tuple[BenchView, ...]:
+        """The newest first, without their progress."""
+        return self._kept.recent(limit)
+
+    def point(self, benchmark_id: str, number: int) -> Point:
+        """One point with all its requests and samples, from its file. Raises BenchError."""
+        from core.bench import files
+
+        data = self._kept.read(benchmark_id, number)
+        summary = next(one for one in self._kept.view(benchmark_id).points if one.number == number)
+        _kind, (point,) = files.read(data)
+        return replace(point, number=number, repeat=summary.repeat, load=summary.load)
+
+    def path(self, benchmark_id: str, number: int) -> Path:
+        """The file of one point, in the form of `vllm bench`. Raises BenchError."""
+        return self._kept.path(benchmark_id, number)
+
+    def environment(self, benchmark_id: str) -> Mapping[str, Any]:
+        """Model, engine, settings, versions and machine that it ran on. Raises BenchError."""
+        return self._kept.view(benchmark_id).environment
+
+    def rename(self, benchmark_id: str, name: str) -> None:
+        """Raises BenchError for a blank name, or when there is no such benchmark."""
+        self._kept.view(benchmark_id)
+        if not name.strip():
+            raise BenchError("The name is empty.", hint="Write one.")
+        self._kept.rename(benchmark_id, name.strip()[:_LONGEST_NAME])
+
+    def delete(self, benchmark_id: str) -> None:
+        """Remove it with its files. Raises BenchError when there is none, or it is at work."""
+        if self._kept.view(benchmark_id).state == "running":
+            raise BenchError("It is being measured.", hint="Stop it first.")
+        self._kept.delete(benchmark_id)
+
+    def set_baseline(self, benchmark_id: str | None) -> None:
+        """The benchmark that others are held against; None: none is. Raises BenchError."""
+        self._kept.set_baseline(benchmark_id)
+
+    def import_file(self, name: str, data: bytes) -> str:
+        """Keep a result of `vllm bench` as a benchmark, and return its id.
+
+        `name` is the file's, kept as the source. Raises BenchError for a file that is no result.
+        """
+        from core.bench import files
+
+        kind, points = files.read(data)
+        source = Path(name.replace("\\", "/")).name[:_LONGEST_NAME] or "a file"
+        environment = files.environment_of(points)
+        benchmark_id = self._kept.add(
+            name=source, kind=kind, spec=None, environment=environment, source=source
+        )
+        for number, point in enumerate(points):
+            self._keep(benchmark_id, replace(point, number=number), None, environment)
+        return benchmark_id
+
+    def close(self) -> None:
+        """Stop what is at work and wait until it is kept, as "interrupted"."""
+        work, future = self._work, self._future
+        if work is not None and future is not None:
+            self._end(work.benchmark_id, "interrupted")
+            wait([future], timeout=_CLOSE_PATIENCE_S)
+
+    # -- the inside ------------------------------------------------------------
+
+    def _environment(self, engine: Engine) -> dict[str, Any]:
+        from core.bench import files
+
+        found = dict(files.environment(engine.info, engine.spec, machine.describe()))
+        if beside := dict(self._runtime.in_use()):
+            found["beside"] = beside  # an engine that others use has less for the benchmark
+        return found
+
+    def _end(self, benchmark_id: str, state: BenchState) -> None:
+        async def end(work: BenchWork) -> None:
+            work.end(state)
+
+        work = self._work
+        if work is not None and work.benchmark_id == benchmark_id:
+            self._runtime.spawn(end(work))
+
+    async def _run(self, work: BenchWork) -> None:
+        state: BenchState = "failed"
+        message = ""
+        try:
+            await work.run()
+            state = work.ends_as or "complete"
+        except asyncio.CancelledError:
+            state = "interrupted"
+            raise
+        except EngineDied as error:
+            message = f"The engine did not last: {error}"
+        except WorkbenchError as error:
+            message = str(error)
+        except Exception as error:
+            _log.exception("The benchmark %s could not go on", work.benchmark_id)
+            message = f"{type(error).__name__}: {error}"
+        finally:
+            try:
+                await asyncio.to_thread(self._kept.end, work.benchmark_id, state, message)
+            finally:
+                self._work = None
+
+    def _keep(
+        self, benchmark_id: str, point: Point, spec: BenchSpec | None, environment: Mapping[str, Any]
+    ) -> PointSummary:
+        from core.bench import files
+
+        summary = PointSummary(
+            number=point.number,
+            repeat=point.repeat,
+            load=point.load,
+            result=point.result,
+            is_whole=point.is_whole,
+        )
+        self._kept.add_point(benchmark_id, summary, to_text(files.to_json(point, spec, environment)))
+        return summary
