@@ -233,8 +233,7 @@ class VllmEngine:
         question = Question(self.client().vllm_config, await self._prompt_ids(request))
         name = f"{request.id}-next-{next(self._numbers)}"
         outputs = self._outputs(name, question.token_ids, question.params, request)
-        async with contextlib.aclosing(outputs):
-            (output,) = [each async for each in outputs]
+        (output,) = [each async for each in outputs]
         finish_reason(output.outputs[0])
         return question.read(output)
 
@@ -273,10 +272,7 @@ class VllmEngine:
 
     @contextlib.asynccontextmanager
     async def entering(self, request: Request, params: Any, tokens: int) -> AsyncIterator[Any]:
-        """Wait until a prompt of `tokens` with these vLLM parameters may go in, and hold while it is answered.
-
-        Gives vLLM's LoRARequest for the request's adapter, None for none. Raises RequestRejected, EngineDied.
-        """
+        """Wait for a turn in the engine and hold it; gives vLLM's LoRARequest or None. Raises as `stream`."""
         async with (
             self._turns.of(params),
             self._adapters.held(request, self.client) as adapter,
@@ -294,13 +290,8 @@ class VllmEngine:
         """vLLM's outputs for a part of our request, with its priority and adapter."""
         async with self.entering(request, params, len(ids)) as adapter:
             with self._errors():
-                generated = self.client().generate(
-                    {"prompt_token_ids": ids},
-                    params,
-                    name,
-                    lora_request=adapter,
-                    priority=int(request.priority),
-                )
+                more = {"lora_request": adapter, "priority": int(request.priority)}
+                generated = self.client().generate({"prompt_token_ids": ids}, params, name, **more)
                 async with contextlib.aclosing(generated) as outputs:
                     async for output in outputs:
                         yield output
@@ -327,10 +318,8 @@ class VllmEngine:
             asked = sampling_params(canonical(params), False)
         ids = self._tokenizer.encode_prompt("Hello")
         request = Request(id=f"structure-{next(self._numbers)}", prompt=ids, priority=Priority.COMPARE)
-        outputs = self._outputs(request.id, ids, asked, request)
-        async with contextlib.aclosing(outputs):
-            async for output in outputs:
-                finish_reason(output.outputs[0])
+        async for output in self._outputs(request.id, ids, asked, request):
+            finish_reason(output.outputs[0])
 
     async def _prompt_ids(self, request: Request) -> list[int]:
         prompt = request.prompt
