@@ -89,7 +89,7 @@ def _python_generate(url: str, model: str, needs_key: bool) -> str:
 
 answer = requests.post(
     "{url}/generate",
-{header}    json={{"prompt": "{_QUESTION}", "max_tokens": {_MAX_TOKENS}}},
+{header}    json={as_json(_prompt(model), 4)},
 )
 answer.raise_for_status()
 print(answer.json()["response"])
@@ -164,8 +164,8 @@ console.log();
 """
 
 
-def _prompt(_model: str) -> dict[str, Any]:
-    return {"prompt": _QUESTION, "max_tokens": _MAX_TOKENS}
+def _prompt(model: str) -> dict[str, Any]:
+    return {"model": model, "prompt": _QUESTION, "max_tokens": _MAX_TOKENS}
 
 
 def _streamed(model: str) -> dict[str, Any]:
