@@ -21,6 +21,7 @@ _PAGES = (
     ("pages/compare.py", "Compare", ":material/compare:"),
     ("pages/batch.py", "Batch", ":material/table_rows:"),
     ("pages/models.py", "Models", ":material/deployed_code:"),
+    ("pages/benchmark.py", "Benchmark", ":material/speed:"),
     ("pages/runs.py", "Runs", ":material/history:"),
 )
 

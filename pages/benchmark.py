@@ -1,0 +1,40 @@
+"""Measure the loaded engine, look at what came out, compare, tune. `?bench=ID` opens one benchmark."""
+
+from __future__ import annotations
+
+import streamlit as st
+
+from core.errors import BenchError
+from pages.parts import bench_list, bench_live, bench_nav, bench_result, bench_setup, session
+
+
+def _run() -> None:
+    """The benchmark at work, or else the form; above it how the one ended that was watched."""
+    at_work = bench_live.at_work()
+    if at_work is not None:
+        bench_nav.follow(at_work.benchmark_id)
+        bench_live.draw(at_work.benchmark_id)
+        return
+    followed = bench_nav.followed()
+    if followed is not None:
+        try:
+            bench_live.ended(session.benchmarks().view(followed))
+        except BenchError:  # deleted meanwhile
+            bench_nav.follow(None)
+    bench_setup.draw()
+
+
+def _results() -> None:
+    opened = bench_nav.opened()
+    if opened is None:
+        bench_list.draw()
+    else:
+        bench_result.draw(opened)
+
+
+_SECTIONS = {bench_nav.RUN: ("Run", (_run,)), bench_nav.RESULTS: ("Results", (_results,))}
+
+st.title("Benchmark", anchor=False)
+chosen = bench_nav.section({name: title for name, (title, _parts) in _SECTIONS.items()})
+for draw in _SECTIONS[chosen][1]:
+    draw()

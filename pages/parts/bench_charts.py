@@ -1,0 +1,397 @@
+"""A benchmark in pictures. Every function is pure: records, samples or summaries in, a figure out.
+
+Times in records and samples are seconds; figures show milliseconds, or seconds where those are long.
+Nothing is averaged over repeats: each repeat is drawn by itself.
+"""
+
+from __future__ import annotations
+
+import html
+import itertools
+from collections.abc import Callable, Sequence
+from typing import Any, Literal
+
+import numpy as np
+import plotly.graph_objects as go
+
+from core.bench import knee
+from core.bench.records import EngineSample, PointSummary, RequestRecord
+from pages.parts.charts import duration, per_second
+from pages.parts.run_charts import ACCENT
+
+# all readable on the light and on the dark background
+SECOND, LIMIT, QUIET = "#C77A1E", "#D1494B", "#8494A3"
+_GOOD = "rgba(46, 160, 110, 0.12)"
+_HEIGHT = 250
+_MOST_SAMPLES = 600
+_BINS = 40
+_LONG_MS = 10_000
+MOST_REQUESTS = 200
+"""Requests that a timeline shows; more would be thinner than a pixel."""
+
+
+def _figure(*traces: Any, x: str, y: str, height: int = _HEIGHT, legend: bool = False) -> go.Figure:
+    figure = go.Figure(list(traces))
+    figure.update_layout(
+        height=height,
+        margin={"l": 10, "r": 16, "t": 28 if legend else 12, "b": 10},
+        xaxis={"title": x, "rangemode": "tozero", "zeroline": False},
+        yaxis={"title": y, "rangemode": "tozero", "zeroline": False},
+        showlegend=legend,
+        bargap=0.04,
+    )
+    if legend:
+        figure.update_layout(legend={"orientation": "h", "y": 1.02, "yanchor": "bottom", "x": 0})
+    return figure
+
+
+def _line(x: Sequence[float], y: Sequence[float | None], name: str, color: str, **more: Any) -> go.Scatter:
+    return go.Scatter(
+        x=list(x), y=list(y), name=name, mode="lines", line={"color": color, "width": 2}, **more
+    )
+
+
+# -- over time ----------------------------------------------------------------------
+
+
+def thinned(samples: Sequence[EngineSample], most: int = _MOST_SAMPLES) -> list[EngineSample]:
+    """At most about `most` of them, evenly, and the last one. Their counts are totals: rates stay true."""
+    if len(samples) <= most:
+        return list(samples)
+    step = -(-len(samples) // most)
+    kept = list(samples[::step])
+    return kept if kept[-1] is samples[-1] else [*kept, samples[-1]]
+
+
+def rates(
+    samples: Sequence[EngineSample], total: Callable[[EngineSample], int], window_s: float = 1.0
+) -> list[float | None]:
+    """What `total` grew by per second, over the `window_s` before each sample; None for the first."""
+    found: list[float | None] = []
+    start = 0
+    for index, sample in enumerate(samples):
+        while start + 1 < index and sample.at_s - samples[start + 1].at_s >= window_s:
+            start += 1
+        passed = sample.at_s - samples[start].at_s
+        grown = total(sample) - total(samples[start])
+        found.append(grown / passed if passed > 0 else None)
+    return found
+
+
+def output_rate(samples: Sequence[EngineSample]) -> go.Figure:
+    """Output tokens/s over the seconds of a point."""
+    samples = thinned(samples)
+    line = _line(
+        [sample.at_s for sample in samples],
+        rates(samples, lambda sample: sample.output_tokens),
+        "Output tokens/s",
+        ACCENT,
+        fill="tozeroy",
+        hovertemplate="%{y:,.0f} output tokens/s at %{x:.1f} s<extra></extra>",
+    )
+    return _figure(line, x="Seconds", y="Output tokens/s").update_yaxes(tickformat=",")
+
+
+def output_rate_of_records(rates_per_s: Sequence[float]) -> go.Figure:
+    """The same from the requests' own token times: one value for each second from the first request."""
+    bars = go.Bar(
+        x=[second + 0.5 for second in range(len(rates_per_s))],
+        y=list(rates_per_s),
+        width=1,
+        marker={"color": ACCENT, "line": {"width": 0}},
+        customdata=list(range(1, len(rates_per_s) + 1)),
+        hovertemplate="%{y:,.0f} output tokens in second %{customdata}<extra></extra>",
+    )
+    return _figure(bars, x="Seconds", y="Output tokens/s").update_yaxes(tickformat=",")
+
+
+def engine_load(samples: Sequence[EngineSample]) -> go.Figure:
+    """Requests that the engine works on, and those that wait in it."""
+    samples = thinned(samples)
+    seconds = [sample.at_s for sample in samples]
+    lines = [
+        _line(seconds, values, name, color, hovertemplate=f"{name}: %{{y:,}} at %{{x:.1f}} s<extra></extra>")
+        for name, values, color in (
+            ("Running", [sample.running for sample in samples], ACCENT),
+            ("Waiting", [sample.waiting for sample in samples], SECOND),
+        )
+    ]
+    return _figure(*lines, x="Seconds", y="Requests", legend=True).update_yaxes(tickformat=",")
+
+
+def hit_rates(samples: Sequence[EngineSample]) -> list[float | None]:
+    """Share of the prompt tokens read since the sample before that the prefix cache held; None: none read."""
+    found: list[float | None] = [None]
+    for before, after in itertools.pairwise(samples):
+        asked = after.prefix_queries - before.prefix_queries
+        found.append((after.prefix_hits - before.prefix_hits) / asked if asked > 0 else None)
+    return found[: len(samples)]
+
+
+def device_use(samples: Sequence[EngineSample]) -> go.Figure | None:
+    """How busy the processor and the GPU are, in percent; None where nothing tells."""
+    return _measured(
+        samples,
+        (
+            ("CPU (of one core)", lambda sample: sample.cpu_percent, SECOND),
+            ("GPU", lambda sample: sample.gpu_percent, ACCENT),
+        ),
+        "Percent",
+        "%{y:,.0f}%",
+    )
+
+
+def device_memory(samples: Sequence[EngineSample]) -> go.Figure | None:
+    """Memory in use, in GiB; None where nothing tells."""
+    return _measured(
+        samples,
+        (
+            ("RAM", lambda sample: _gibibytes(sample.ram_bytes), SECOND),
+            ("GPU memory", lambda sample: _gibibytes(sample.gpu_memory_bytes), ACCENT),
+        ),
+        "GiB",
+        "%{y:,.2f} GiB",
+    )
+
+
+def device_power(samples: Sequence[EngineSample]) -> go.Figure | None:
+    """What the GPUs draw, in watts; None where nothing tells."""
+    return _measured(samples, (("Power", lambda sample: sample.power_w, ACCENT),), "Watts", "%{y:,.0f} W")
+
+
+def _gibibytes(size_bytes: int | None) -> float | None:
+    return None if size_bytes is None else size_bytes / 2**30
+
+
+def _measured(
+    samples: Sequence[EngineSample],
+    series: Sequence[tuple[str, Callable[[EngineSample], float | None], str]],
+    unit: str,
+    words: str,
+) -> go.Figure | None:
+    samples = thinned(samples)
+    lines = []
+    for name, value, color in series:
+        values = [value(sample) for sample in samples]
+        if sum(one is not None for one in values) > 1:
+            hover = f"{name}: {words} at %{{x:.1f}} s<extra></extra>"
+            lines.append(_line([sample.at_s for sample in samples], values, name, color, hovertemplate=hover))
+    return _figure(*lines, x="Seconds", y=unit, legend=True) if lines else None
+
+
+# -- request by request ---------------------------------------------------------------
+
+
+def distribution(
+    values_ms: np.ndarray,
+    *,
+    of: str,
+    percentiles: Sequence[float] = (50, 99),
+    limit_ms: float | None = None,
+) -> go.Figure:
+    """How often each latency came. A long tail ends in a last bar, "and more"; `limit_ms`: the goal."""
+    longest = float(values_ms.max())
+    end = min(longest, 2.5 * float(np.percentile(values_ms, 99))) or 1.0
+    start = 0.0 if values_ms.min() < end / 3 else float(values_ms.min())
+    if end - start < 1e-9 * end:
+        start = 0.0
+    counts, edges = np.histogram(np.minimum(values_ms, end), bins=_BINS, range=(start, end))
+    scale, unit = (1000, "s") if end >= _LONG_MS else (1, "ms")
+    names = [f"{low / scale:,.4g} to {high / scale:,.4g} {unit}" for low, high in itertools.pairwise(edges)]
+    if longest > end:
+        names[-1] = f"{edges[-2] / scale:,.4g} {unit} and more, up to {longest / scale:,.4g} {unit}"
+    bars = go.Bar(
+        x=(edges[:-1] + edges[1:]) / 2 / scale,
+        y=counts,
+        width=float(edges[1] - edges[0]) / scale,
+        marker={"color": ACCENT, "line": {"width": 0}},
+        customdata=names,
+        hovertemplate=f"%{{customdata}}: %{{y:,}} {of}<extra></extra>",
+    )
+    figure = _figure(bars, x=unit, y=of.capitalize()).update_layout(margin={"t": 44})
+    for place, percentile in enumerate(percentiles):
+        value = float(np.percentile(values_ms, percentile))
+        name = "median" if percentile == 50 else f"p{percentile:g}"
+        _mark(figure, value / scale, f"{name} {_short_ms(value)}", QUIET, level=place % 2)
+    if limit_ms is not None and limit_ms <= end * 1.5:
+        _mark(figure, limit_ms / scale, f"goal {_short_ms(limit_ms)}", LIMIT, level=0)
+        end = max(end, limit_ms)
+    return figure.update_xaxes(range=[start / scale, end / scale * 1.02], rangemode="normal")
+
+
+def _mark(figure: go.Figure, x: float, words: str, color: str, *, level: int) -> None:
+    figure.add_vline(x=x, line={"color": color, "width": 1.5, "dash": "dash"})
+    figure.add_annotation(
+        x=x, y=1 + 0.09 * level, yref="paper", yanchor="bottom", text=words, showarrow=False,
+        font={"size": 11, "color": color},
+    )  # fmt: skip
+
+
+def _short_ms(value: float) -> str:
+    return f"{value:.2g} ms" if value < 10 else duration(value / 1000)
+
+
+def timeline(records: Sequence[RequestRecord]) -> go.Figure:
+    """The first requests, one above the other: waiting for a place, reading the prompt, writing."""
+    shown = sorted(records, key=lambda record: record.start_s - record.queue_s)[:MOST_REQUESTS]
+    parts: dict[str, tuple[str, list[tuple[int, float, float]]]] = {
+        "Waits for a place": (QUIET, []),
+        "To the first token": (SECOND, []),
+        "Writes": (ACCENT, []),
+        "Failed": (LIMIT, []),
+    }
+    for row, record in enumerate(shown):
+        if record.queue_s > 0:
+            parts["Waits for a place"][1].append((row, record.start_s - record.queue_s, record.queue_s))
+        if not record.ok:
+            parts["Failed"][1].append((row, record.start_s, max(record.e2el_s or 0, 0.01)))
+            continue
+        if record.ttft_s is not None:
+            parts["To the first token"][1].append((row, record.start_s, record.ttft_s))
+        if record.e2el_s is not None:
+            first = record.ttft_s or 0.0
+            parts["Writes"][1].append((row, record.start_s + first, record.e2el_s - first))
+    bars = [
+        go.Bar(
+            name=name, orientation="h", marker={"color": color, "line": {"width": 0}},
+            y=[row for row, _from, _s in spans], base=[begin for _row, begin, _s in spans],
+            x=[seconds for _row, _from, seconds in spans],
+            customdata=[_words_of(shown[row], duration(seconds)) for row, _from, seconds in spans],
+            hovertemplate=f"{name}: %{{customdata}}<extra></extra>",
+        )
+        for name, (color, spans) in parts.items()
+        if spans
+    ]  # fmt: skip
+    height = int(min(560, 130 + 7 * len(shown)))
+    figure = _figure(*bars, x="Seconds", y="Requests", height=height, legend=True)
+    figure.update_layout(barmode="overlay", bargap=0.15)
+    return figure.update_yaxes(autorange="reversed", showgrid=False, rangemode="normal", tickformat=",d")
+
+
+def _words_of(record: RequestRecord, seconds: str) -> str:
+    words = f"{seconds}, {record.input_len:,} tokens in, {record.output_len:,} out"
+    return words if record.error is None else f"{words}, {html.escape(record.error[:120])}"
+
+
+def batch_latencies(latencies_s: Sequence[float]) -> go.Figure:
+    """How long each batch of a latency benchmark took, in order."""
+    bars = go.Bar(
+        x=list(range(1, len(latencies_s) + 1)), y=list(latencies_s),
+        marker={"color": ACCENT, "line": {"width": 0}},
+        hovertemplate="Batch %{x}: %{y:.3f} s<extra></extra>",
+    )  # fmt: skip
+    return _figure(bars, x="Batch", y="Seconds").update_xaxes(tickformat=",d")
+
+
+# -- over the points of a sweep -----------------------------------------------------------
+
+
+def swept(points: Sequence[PointSummary]) -> Literal["request_rate", "max_concurrency"] | None:
+    """What differs between the loads; None where there are not two."""
+    loads = [point.load for point in points if point.load is not None]
+    for over in ("request_rate", "max_concurrency"):
+        if len({getattr(load, over) for load in loads}) > 1:
+            return over
+    return None
+
+
+def latency_against_throughput(
+    points: Sequence[PointSummary],
+    metric: str,
+    *,
+    of: str,
+    limit_ms: float | None = None,
+    least_gain: float = 0.05,
+) -> go.Figure:
+    """Output tokens/s against a latency (`metric`, such as "p99_ttft_ms"); each repeat is a line of its own.
+
+    Marked are the knee, where the loads were swept far enough, and the loads up to which 90% of the
+    requests reached their goals. `limit_ms`: the goal of this very metric.
+    """
+    drawn = [
+        point
+        for point in points
+        if point.load is not None
+        and point.result.get(metric) is not None
+        and point.result.get("output_throughput") is not None
+    ]
+    figure = _figure(x="Output tokens/s", y=f"{of} (ms)", height=340).update_xaxes(tickformat=",")
+    for place, repeat in enumerate(sorted({point.repeat for point in drawn})):
+        line = [point for point in drawn if point.repeat == repeat]
+        figure.add_trace(_sweep_line(line, metric, is_first=place == 0))
+    if over := swept(drawn):
+        _mark_loads(figure, drawn, metric, over, least_gain)
+    if limit_ms is not None:
+        figure.add_hline(y=limit_ms, line={"color": LIMIT, "width": 1.5, "dash": "dash"})
+        figure.add_annotation(
+            x=0, xref="paper", xanchor="left", y=limit_ms, yanchor="bottom", showarrow=False,
+            text=f"goal {_short_ms(limit_ms)}", font={"size": 11, "color": LIMIT},
+        )  # fmt: skip
+    return figure
+
+
+def _mark_loads(
+    figure: go.Figure, points: Sequence[PointSummary], metric: str, over: str, least_gain: float
+) -> None:
+    """The knee and the region of good requests, over the loads with their repeats pooled."""
+    loads = knee.load_points(points, over)
+    turn = knee.knee(loads, least_gain)
+    if turn is not None:
+        at = next(point for point in points if knee.load_of(point.load, over) == loads[turn].load)
+        figure.add_annotation(
+            x=at.result["output_throughput"], y=at.result[metric], text=f"knee: {at.load.title}",
+            showarrow=True, arrowhead=2, arrowcolor=QUIET, ax=-70, ay=-46,
+        )  # fmt: skip
+    region = knee.goodput_region(loads)
+    if region is not None:
+        last = next(load for load in loads if load.load == region[1])
+        figure.add_vrect(x0=0, x1=last.output_throughput, fillcolor=_GOOD, line_width=0, layer="below")
+        figure.add_annotation(
+            x=0, xanchor="left", y=1, yref="paper", yanchor="bottom", showarrow=False,
+            text="shaded: 90% of the requests reach their goals", font={"size": 11, "color": QUIET},
+        )  # fmt: skip
+        figure.update_layout(margin={"t": 28})
+
+
+def _sweep_line(points: Sequence[PointSummary], metric: str, *, is_first: bool) -> go.Scatter:
+    words = [
+        f"{point.load.title}, repeat {point.repeat + 1}<br>{per_second(point.result['output_throughput'])} "
+        f"output tokens/s<br>{_short_ms(point.result[metric])}"
+        for point in points
+    ]
+    return go.Scatter(
+        x=[point.result["output_throughput"] for point in points],
+        y=[point.result[metric] for point in points],
+        mode="lines+markers+text" if is_first else "lines+markers",
+        text=[_short_load(point) for point in points],
+        textposition="top left",
+        textfont={"size": 11, "color": QUIET},
+        line={"color": ACCENT, "width": 2 if is_first else 1},
+        marker={"size": 9, "color": ACCENT},
+        hovertext=words,
+        hovertemplate="%{hovertext}<extra></extra>",
+    )
+
+
+def _short_load(point: PointSummary) -> str:
+    load = point.load
+    if load.request_rate is not None:
+        return f"{load.request_rate:g}/s"
+    return "all" if load.max_concurrency is None else f"{load.max_concurrency:,}"
+
+
+def throughput_over_load(points: Sequence[PointSummary]) -> go.Figure:
+    """Output tokens/s at each load, each repeat a mark of its own."""
+    drawn = [point for point in points if point.load and point.result.get("output_throughput") is not None]
+    loads = list(dict.fromkeys(point.load.title for point in drawn))
+    marks = go.Scatter(
+        x=[loads.index(point.load.title) for point in drawn],
+        y=[point.result["output_throughput"] for point in drawn],
+        mode="markers",
+        marker={"size": 10, "color": ACCENT},
+        hovertext=[f"{point.load.title}: {per_second(point.result['output_throughput'])}" for point in drawn],
+        hovertemplate="%{hovertext} output tokens/s<extra></extra>",
+    )
+    figure = _figure(marks, x="", y="Output tokens/s", height=340).update_yaxes(tickformat=",")
+    shown = [_short_load(next(point for point in drawn if point.load.title == title)) for title in loads]
+    return figure.update_xaxes(tickvals=list(range(len(loads))), ticktext=shown, rangemode="normal")

@@ -1,0 +1,154 @@
+"""One point, request by request and second by second, and the conditions it was measured under."""
+
+from __future__ import annotations
+
+import numpy as np
+import plotly.graph_objects as go
+import streamlit as st
+
+from core.bench import metrics
+from core.bench.records import BenchView, Point, PointSummary
+from core.errors import WorkbenchError
+from pages.parts import bench_charts, session
+from pages.parts.bench_words import LATENCIES
+from pages.parts.charts import counted
+from pages.parts.markdown import plain_text
+from pages.parts.run_charts import cache_chart
+
+_CONFIG = {"displayModeBar": False}
+_VIEWS = {
+    "speed": "Speed",
+    "latency": "Latencies",
+    "requests": "Requests",
+    "engine": "Engine",
+    "conditions": "Conditions",
+}
+Charts = list[tuple[str, go.Figure]]
+
+
+def draw(view: BenchView, summary: PointSummary) -> None:
+    """The choice of what to see of the point, and that."""
+    key = f"bench:{view.benchmark_id}:{summary.number}"
+    chosen = st.segmented_control(
+        "Details", list(_VIEWS), format_func=_VIEWS.get, default="speed", required=True,
+        key=f"bench:{view.benchmark_id}:details", label_visibility="collapsed", persist_state="session",
+    )  # fmt: skip
+    if chosen == "conditions":
+        _conditions(view)
+        return
+    try:
+        point = _point(view.benchmark_id, summary.number)
+    except WorkbenchError as error:
+        st.warning(plain_text(str(error)))
+        return
+    charts = {"speed": _speed, "latency": _latencies, "requests": _requests, "engine": _engine}[chosen](
+        view, point
+    )
+    if not charts:
+        st.caption(_missing(view, chosen))
+    for start in range(0, len(charts), 2):
+        pair = charts[start : start + 2]
+        places = [st.container()] if len(charts) == 1 else st.columns(2)
+        for column, (title, figure) in zip(places, pair, strict=False):
+            with column:
+                st.caption(title)
+                st.plotly_chart(figure, key=f"{key}:{chosen}:{title}", config=_CONFIG, alt=title)
+
+
+@st.cache_resource(max_entries=8, show_spinner=False)
+def _point(benchmark_id: str, number: int) -> Point:
+    """A point never changes once it is there."""
+    return session.benchmarks().point(benchmark_id, number)
+
+
+def _missing(view: BenchView, chosen: str) -> str:
+    if view.source:
+        return "The imported file does not tell. vllm bench writes each request with --save-detailed."
+    if chosen == "latency":
+        return "Here answers come whole: single tokens were not timed. A serving benchmark times them."
+    return "It was too short to be looked at more than once."
+
+
+def _speed(view: BenchView, point: Point) -> Charts:
+    if len(point.samples) > 2:
+        return [("Output tokens/s over time", bench_charts.output_rate(point.samples))]
+    per_second = metrics.per_second(point.records)
+    if len(per_second) > 1:
+        figure = bench_charts.output_rate_of_records(per_second)
+        return [("Output tokens/s over time, from the requests", figure)]
+    return []
+
+
+def _latencies(view: BenchView, point: Point) -> Charts:
+    """From the records themselves: each value counts once."""
+    goals = view.spec.goodput if view.spec else {}
+    charts: Charts = []
+    for name, (title, help) in LATENCIES.items():
+        values = metrics.milliseconds(point.records, name)
+        if values:
+            of = "gaps" if name == "itl" else "requests"
+            figure = bench_charts.distribution(np.asarray(values), of=of, limit_ms=goals.get(name))
+            charts.append((f"{title}: {help.split(': ')[0].lower()} ({len(values):,} {of})", figure))
+    times = point.result.get("latencies")
+    if view.kind == "latency" and times:
+        charts.insert(0, ("Batch latency: each batch in order", bench_charts.batch_latencies(times)))
+    return charts
+
+
+def _requests(view: BenchView, point: Point) -> Charts:
+    timed = [record for record in point.records if record.e2el_s is not None or not record.ok]
+    if not timed:
+        return []
+    most = bench_charts.MOST_REQUESTS
+    first = f"the first {most} of " if len(timed) > most else ""
+    return [
+        (f"Each request over time: {first}{counted(len(timed), 'request')}", bench_charts.timeline(timed))
+    ]
+
+
+def _engine(view: BenchView, point: Point) -> Charts:
+    samples = bench_charts.thinned(point.samples)
+    if len(samples) < 3:
+        return []
+    seconds = [sample.at_s for sample in samples]
+    charts: Charts = [("Requests in the engine", bench_charts.engine_load(samples))]
+    usage = [sample.kv_cache_usage for sample in samples]
+    hits = bench_charts.hit_rates(samples)
+    if sum(one is not None for one in usage) > 1:
+        charts.append(("KV cache in use and prefix cache hits", cache_chart(seconds, usage, hits)))
+    for title, figure in (
+        ("Processor in use", bench_charts.device_use(samples)),
+        ("Memory in use", bench_charts.device_memory(samples)),
+        ("Power of the GPUs", bench_charts.device_power(samples)),
+    ):
+        if figure is not None:
+            charts.append((title, figure))
+    return charts
+
+
+def _conditions(view: BenchView) -> None:
+    """What was asked, of what, on which machine."""
+    rows = [
+        {"": name.replace("_", " "), "Value": _written(value)}
+        for name, value in _flat(view.environment)
+        if value not in (None, "", {}, [])
+    ]
+    if rows:
+        st.dataframe(rows, hide_index=True)
+    if view.spec is not None:
+        st.caption("What was asked")
+        st.json(view.spec.model_dump(mode="json", exclude_defaults=False), expanded=1)
+
+
+def _flat(environment: object, before: str = "") -> list[tuple[str, object]]:
+    """Nested names in one line: settings.max_num_seqs."""
+    found: list[tuple[str, object]] = []
+    for name, value in dict(environment).items():
+        full = f"{before}{name}"
+        found += _flat(value, f"{full}: ") if isinstance(value, dict) and value else [(full, value)]
+    return found
+
+
+def _written(value: object) -> str:
+    text = ", ".join(str(one) for one in value) if isinstance(value, list | tuple) else str(value)
+    return text if len(text) <= 300 else f"{text[:300]}…"

@@ -1,0 +1,80 @@
+"""All benchmarks of this workspace, the newest first."""
+
+from __future__ import annotations
+
+import streamlit as st
+
+from core.bench.records import BenchView
+from pages.parts import bench_nav, session
+from pages.parts.bench_words import KINDS, asked_words, headline, state_badge
+from pages.parts.charts import counted
+from pages.parts.markdown import plain_text
+
+_WIDTHS = (4.6, 2.6, 2.4, 1.6, 1.2)
+_SEARCH_FROM = 8
+_MOST = 300
+
+
+def draw() -> None:
+    views = session.benchmarks().recent(_MOST)
+    if not views:
+        st.info(
+            "Nothing was measured yet. Start a benchmark, or import a file that vllm bench wrote.",
+            icon=":material/speed:",
+        )
+        st.button(
+            "Run a benchmark", icon=":material/play_arrow:", on_click=bench_nav.go, args=(bench_nav.RUN,)
+        )
+        return
+    shown = _search(views)
+    st.caption(f"{counted(len(views), 'benchmark')} in this workspace")
+    titles = ("Benchmark", "Model", "Result", "When", "")
+    for cell, title in zip(st.columns(_WIDTHS, gap="small"), titles, strict=True):
+        cell.caption(title)
+    for view in shown:
+        _row(view)
+    if not shown:
+        st.caption("None is called so.")
+
+
+def _search(views: tuple[BenchView, ...]) -> list[BenchView]:
+    if len(views) < _SEARCH_FROM:
+        return list(views)
+    text = st.text_input(
+        "Search", key="bench:search", placeholder="Search names, models and engines",
+        icon=":material/search:", label_visibility="collapsed",
+    ).casefold()  # fmt: skip
+    return [view for view in views if text in f"{view.name} {_model(view)} {_engine(view)}".casefold()]
+
+
+def _row(view: BenchView) -> None:
+    with st.container(border=True):
+        name, model, result, when, actions = st.columns(_WIDTHS, gap="small", vertical_alignment="center")
+        baseline = " :violet-badge[baseline]" if view.is_baseline else ""
+        with name.container(gap=None):
+            st.markdown(f"**{plain_text(view.name)}**{state_badge(view)}{baseline}")
+            words = [KINDS.get(view.kind, view.kind)]
+            words += [asked_words(view)] if view.spec else ["imported"]
+            st.caption(f"{words[0]} · {words[1]}")
+        with model.container(gap=None):
+            st.markdown(plain_text(_model(view) or "–"))
+            st.caption(plain_text(_engine(view)))
+        figure, what = headline(view)
+        with result.container(gap=None):
+            st.markdown(f"**{figure}**")
+            st.caption(what or "nothing measured")
+        when.markdown(view.created_at.astimezone().strftime("%d %b, %H:%M"))
+        actions.button(
+            "Open", key=f"bench:open:{view.benchmark_id}", on_click=bench_nav.open_result,
+            args=(view.benchmark_id,),
+        )  # fmt: skip
+
+
+def _model(view: BenchView) -> str:
+    return str(view.environment.get("model") or "")
+
+
+def _engine(view: BenchView) -> str:
+    """vllm 0.32.0."""
+    words = (view.environment.get("engine"), view.environment.get("engine_version"))
+    return " ".join(str(word) for word in words if word)
