@@ -233,6 +233,7 @@ class EngineInfo:
     flight, `kv_cache_tokens` the tokens that fit the KV cache (None if unknown). `cannot` says
     of each feature that this engine lacks why, `cannot_params` of each sampling parameter.
     `weights_bytes`: memory of the weights as the engine reports it, None where it doesn't.
+    `vocabulary_size`: token ids are below it; None where nobody says.
     """
 
     model: str
@@ -252,6 +253,7 @@ class EngineInfo:
     cannot: Mapping[Feature, str] = field(default_factory=dict)
     cannot_params: Mapping[str, str] = field(default_factory=dict)
     weights_bytes: int | None = None
+    vocabulary_size: int | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -97,7 +97,7 @@ def token_pool(engine: Engine) -> np.ndarray:
     Up to 8,192 from all over the vocabulary, always the same for the same model. Of a server that
     doesn't say how large its vocabulary is, the tokens of made-up words.
     """
-    size = getattr(engine.info, "vocabulary_size", None)
+    size = engine.info.vocabulary_size
     if size is None:
         rng = np.random.default_rng(0)
         lengths = rng.integers(1, 6, size=_WORDS)

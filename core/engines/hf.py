@@ -95,6 +95,7 @@ def load(
         cannot=_CANNOT,
         cannot_params=_CANNOT_PARAMS,
         weights_bytes=found["weights_bytes"],
+        vocabulary_size=tokenizer.size,
     )
     engine = WorkerEngine(spec=spec, info=info, tokenizer=tokenizer, worker=worker)
     try:

@@ -123,6 +123,7 @@ def _describe(
         cannot=_CANNOT,
         cannot_params=_CANNOT_PARAMS,
         weights_bytes=facts["weights_bytes"],
+        vocabulary_size=tokenizer.size,
     )
 
 
@@ -178,6 +179,11 @@ class GgufTokenizer:
     @property
     def chat_template(self) -> str | None:
         return self._model.chat_template
+
+    @property
+    def size(self) -> int:
+        """Tokens of the vocabulary, special ones too; ids are below it."""
+        return self._model.vocabulary_size
 
     def encode(self, texts: Sequence[str], *, add_special_tokens: bool = False) -> list[list[int]]:
         return [self._model.encode(text, add_special_tokens=add_special_tokens) for text in texts]

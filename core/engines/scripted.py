@@ -80,6 +80,7 @@ class ScriptedEngine:
             engine_version="scripted",
             settings={"block_size": _BLOCK_TOKENS},
             load_s=0.0,
+            vocabulary_size=scripted_tokens.WORDS,
         )
         self._seconds_per_token = 1 / tokens_per_s if tokens_per_s else 0.0
         self._cache = _PrefixCache()

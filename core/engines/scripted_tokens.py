@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 TOKEN = re.compile(r"\s*\S+|\s+$")
 VOCABULARY = 512
 _ROLE = re.compile(r"\s*<(system|user|assistant|no-thinking)>")
-_WORDS = 256
+WORDS = 256
 _SYLLABLES = ("ba", "do", "fi", "ga", "ho", "ki", "la", "mi", "no", "pu", "ra", "se", "ti", "vo", "wa", "zu")
 
 
@@ -31,7 +31,7 @@ def to_id(token: str) -> int:
 
 def to_text(token_id: int) -> str:
     """Ids from 256 to 511 are single bytes by their nature: what is no character alone reads as U+FFFD."""
-    if token_id < _WORDS:
+    if token_id < WORDS:
         return f" {_SYLLABLES[token_id // 16]}{_SYLLABLES[token_id % 16]}"
     data = token_id.to_bytes((token_id.bit_length() + 7) // 8)[1:]
     return "\ufffd" if len(data) == 1 and data[0] > 127 else data.decode("utf-8", "surrogatepass")
@@ -63,8 +63,8 @@ def _logprob(place: int, token: str, alternatives: int) -> TokenLogprob:
     # the words share what the token leaves over, each with half as much as the one before it
     rest = math.log(-math.expm1(logprob))
     others = []
-    for step in range(1, min(max(alternatives, 5), _WORDS)):
-        word = (int(mark[8:12], 16) + step) % _WORDS
+    for step in range(1, min(max(alternatives, 5), WORDS)):
+        word = (int(mark[8:12], 16) + step) % WORDS
         others.append(TokenLogprob(word, to_text(word), rest - step * math.log(2), 1))
     order = sorted([chosen, *others], key=lambda entry: -entry.logprob)
     ranked = [dataclasses.replace(entry, rank=rank) for rank, entry in enumerate(order, 1)]

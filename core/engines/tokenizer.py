@@ -55,6 +55,11 @@ class Tokenizer:
         return template.get("default") if isinstance(template, dict) else template
 
     @property
+    def size(self) -> int:
+        """Tokens of the vocabulary, special ones too; ids are below it."""
+        return len(self._tokenizer)
+
+    @property
     def end_id(self) -> int | None:
         """The token that ends a text; None when there is none."""
         return self._tokenizer.eos_token_id

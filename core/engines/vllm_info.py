@@ -64,6 +64,7 @@ def describe(
         cannot=vllm_beams.obstacles() | vllm_lora.obstacles(config, device.kind) | _cannot_guess(choice),
         cannot_params=_cannot_params(choice),
         weights_bytes=weights_bytes,
+        vocabulary_size=tokenizer.size,
     )
 
 
