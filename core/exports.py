@@ -143,7 +143,7 @@ def export(
     answers only: what came in goes out unchanged. Raises TableError.
     """
     if format == OPENAI_BATCH:
-        return openai_batch.write(path, _openai_rows(connection, spec))
+        return openai_batch.write(path, openai_rows(connection, spec))
     format = tables.export_format(path, format)
     columns = tables.info(connection).columns
     added = answer_columns(spec)
@@ -214,7 +214,7 @@ _SAMPLE_ROWS = """(
 )"""
 
 
-def _openai_rows(connection: duckdb.DuckDBPyConnection, spec: RunSpec) -> Iterator[dict[str, Any]]:
+def openai_rows(connection: duckdb.DuckDBPyConnection, spec: RunSpec) -> Iterator[dict[str, Any]]:
     """Each row's result as `openai_batch.write` takes it, in the file's order."""
     columns = tables.info(connection).columns
     named = {column.name: (index, column) for index, column in enumerate(columns)}

@@ -20,6 +20,7 @@ from typing import Any
 from core import sampling
 from core.asks import Ask, encodable, read_json, read_messages
 from core.errors import ParameterError, TemplateError
+from core.run_spec import BatchLinesSpec, BatchModelSpec
 from core.table_types import Column
 from core.table_writers import whole_file
 
@@ -62,9 +63,10 @@ def is_batch(columns: Sequence[Column]) -> bool:
     return set(COLUMNS) <= set(kinds) and kinds["body"] == "json"
 
 
-def read_line(row: Mapping[str, Any]) -> Ask | None:
+def read_line(row: Mapping[str, Any], allowed: BatchLinesSpec | None = None) -> Ask | None:
     """What one line asks, None when its prompt is blank. `row` has at least the columns `ASKED`.
 
+    With `allowed` the line asks that url and one of those models; without, its model's name is left unread.
     Raises TemplateError or ParameterError that names the field.
     """
     if row["method"] != "POST":
@@ -74,21 +76,43 @@ def read_line(row: Mapping[str, Any]) -> Ask | None:
     body = read_json(row["body"], "body")
     if not isinstance(body, Mapping):
         raise TemplateError("body: expected an object with the request's fields.")
+    model = _model(row["url"], body, allowed) if allowed else BatchModelSpec()
     asked = {name: value for name, value in body.items() if value is not None and name not in _IGNORED}
-    label = str(row.get("custom_id") or "")
+    about = {"label": str(row.get("custom_id") or ""), "adapter": model.adapter}
     if row["url"] == _CHAT:
         messages = read_messages(asked.pop("messages", []), "messages")
         blank = not messages[-1].content.strip()
-        return None if blank else Ask(messages, params=_params(asked), label=label)
+        return None if blank else Ask(messages, params=_params(asked, model.params), **about)
     prompt = asked.pop("prompt", None)
     if not isinstance(prompt, str):
         raise TemplateError("prompt: expected one text.", hint="Write a line for each prompt.")
-    return Ask((), params=_params(asked), text=encodable(prompt), label=label) if prompt.strip() else None
+    if not prompt.strip():
+        return None
+    return Ask((), params=_params(asked, model.params), text=encodable(prompt), **about)
 
 
-def _params(asked: dict[str, Any]) -> dict[str, Any]:
-    """The sampling parameters among a body's other fields. Raises ParameterError for what isn't one."""
-    raw: dict[str, Any] = {}
+def _model(url: str, body: Mapping[str, Any], allowed: BatchLinesSpec) -> BatchModelSpec:
+    """What the line's model stands for; without one, the loaded model. Raises TemplateError."""
+    if url != allowed.url:
+        raise TemplateError(f"url: {url!r} is not the batch's endpoint.", hint=f"It is {allowed.url}.")
+    name = body.get("model")
+    if not name:
+        return BatchModelSpec()
+    found = allowed.models.get(name) if isinstance(name, str) else None
+    if found is None:
+        raise TemplateError(f"body: there is no model {str(name)[:80]!r} here.", hint="See /v1/models.")
+    return found
+
+
+def _params(asked: dict[str, Any], otherwise: Mapping[str, Any]) -> dict[str, Any]:
+    """The sampling parameters among a body's other fields; `otherwise` fills in what they leave out.
+
+    Raises ParameterError for what isn't one.
+    """
+    raw = dict(otherwise)
+    if any(name in asked for name in _STRUCTURES):
+        raw.pop("structured_outputs", None)
+    given: set[str] = set()
     structures = [(name, asked.pop(name)) for name in _STRUCTURES if name in asked]
     for name, value in asked.items():
         if name in _NEUTRAL and value in _NEUTRAL[name]:
@@ -103,9 +127,10 @@ def _params(asked: dict[str, Any]) -> dict[str, Any]:
             raise ParameterError(
                 f"body: {name}={json.dumps(value)[:80]} is not supported.", hint="Leave it out."
             )
-        if name in raw and raw[name] != value:
+        if name in given and raw[name] != value:
             raise ParameterError("body: max_tokens and max_completion_tokens differ.", hint="Give one.")
         raw[name] = value
+        given.add(name)
     wanted = [found for name, value in structures if (found := _structure(name, value)) is not None]
     if len(wanted) > 1:
         raise ParameterError(

@@ -92,7 +92,7 @@ class Recipe:
             "template": self._from_template,
             "fields": self._from_fields,
             "messages": self._from_messages,
-            "openai": lambda row, _fields: openai_batch.read_line(row),
+            "openai": lambda row, _fields: openai_batch.read_line(row, prompt.batch_lines),
         }
         self._ask = modes[prompt.mode]
         self.fields = prompt.fields if prompt.mode == "fields" else ()

@@ -40,13 +40,31 @@ class ExampleSpec(Strict):
     assistant: str
 
 
+class BatchModelSpec(Strict):
+    """What a model name in a line of an OpenAI Batch file stands for.
+
+    `adapter` names the LoRA adapter that answers, `params` fill in what the line leaves out.
+    """
+
+    adapter: str | None = None
+    params: dict[str, Any] = Field(default_factory=dict)
+
+
+class BatchLinesSpec(Strict):
+    """What lines of an OpenAI Batch file may ask that came through the API: this url, these models."""
+
+    url: str
+    models: dict[str, BatchModelSpec]
+
+
 class PromptSpec(Strict):
     """How a row becomes a chat.
 
     mode "template": `template` over the columns; `prompt_column` names the column when it is just that.
     "fields": `instruction`, then the row's `fields` as JSON, in an order the planner may choose.
     "messages": `messages_column` holds a chat as JSON (a list of role and content).
-    "openai": the row is a line of an OpenAI Batch file, with the parameters in its body.
+    "openai": the row is a line of an OpenAI Batch file, with the parameters in its body; without
+    `batch_lines` its model's name is left unread.
 
     `turns` are further user messages (templates), asked one after the other once the
     answer before is there; `turns_column` holds them as a JSON list instead.
@@ -69,6 +87,7 @@ class PromptSpec(Strict):
     param_columns: dict[str, str] = Field(default_factory=dict)
     adapter: str | None = None
     adapter_column: str | None = None
+    batch_lines: BatchLinesSpec | None = None
 
 
 class OverflowSpec(Strict):
@@ -162,6 +181,7 @@ class Instructions:
     param_columns: Mapping[str, str] = field(default_factory=dict)
     adapter: str | None = None
     adapter_column: str | None = None
+    batch_lines: BatchLinesSpec | None = None
     params: Mapping[str, Any] = field(default_factory=dict)
     answer_column: str = "answer"
     overflow: OverflowSpec = field(default_factory=OverflowSpec)
