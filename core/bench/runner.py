@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from core import machine
+from core.bench import files
 from core.bench.records import BenchState, BenchView, Point, PointSummary
 from core.bench.spec import BenchSpec
 from core.bench.store import BenchStore, to_text
@@ -101,8 +102,6 @@ class Benchmarks:
 
     def point(self, benchmark_id: str, number: int) -> Point:
         """One point with all its requests and samples, from its file. Raises BenchError."""
-        from core.bench import files
-
         data = self._kept.read(benchmark_id, number)
         summary = next(one for one in self._kept.view(benchmark_id).points if one.number == number)
         _kind, (point,) = files.read(data)
@@ -134,20 +133,21 @@ class Benchmarks:
         self._kept.set_baseline(benchmark_id)
 
     def import_file(self, name: str, data: bytes) -> str:
-        """Keep a result of `vllm bench` as a benchmark, and return its id.
+        """Keep a file of `vllm bench`, or of another workbench, as a benchmark; returns its id.
 
         `name` is the file's, kept as the source. Raises BenchError for a file that is no result.
         """
-        from core.bench import files
-
-        kind, points = files.read(data)
+        found = files.load(data)
         source = Path(name.replace("\\", "/")).name[:_LONGEST_NAME] or "a file"
-        environment = files.environment_of(points)
         benchmark_id = self._kept.add(
-            name=source, kind=kind, spec=None, environment=environment, source=source
+            name=(found.spec.name if found.spec else "") or source,
+            kind=found.kind,
+            spec=found.spec,
+            environment=found.environment,
+            source=source,
         )
-        for number, point in enumerate(points):
-            self._keep(benchmark_id, replace(point, number=number), None, environment)
+        for number, point in enumerate(found.points):
+            self._keep(benchmark_id, replace(point, number=number), found.spec, found.environment)
         return benchmark_id
 
     def close(self) -> None:
@@ -160,8 +160,6 @@ class Benchmarks:
     # -- the inside ------------------------------------------------------------
 
     def _environment(self, engine: Engine) -> dict[str, Any]:
-        from core.bench import files
-
         found = dict(files.environment(engine.info, engine.spec, machine.describe()))
         if beside := dict(self._runtime.in_use()):
             found["beside"] = beside  # an engine that others use has less for the benchmark
@@ -200,8 +198,6 @@ class Benchmarks:
     def _keep(
         self, benchmark_id: str, point: Point, spec: BenchSpec | None, environment: Mapping[str, Any]
     ) -> PointSummary:
-        from core.bench import files
-
         summary = PointSummary(
             number=point.number,
             repeat=point.repeat,

@@ -1,0 +1,389 @@
+"""Benchmarks at work on the scripted engine: what is measured, kept, stopped and what survives."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+import threading
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+
+import pytest
+
+from core.bench import files
+from core.bench.runner import Benchmarks
+from core.bench.spec import BenchSpec, Load, RandomWorkload, SharedPrefixWorkload, Sweep
+from core.engines.scripted import ScriptedEngine
+from core.errors import BenchError, EngineDied, ParameterError, RequestRejected
+from core.runtime import Runtime
+from core.store import Store
+from core.types import EngineInfo
+from tests.waiting import until
+
+SMALL = RandomWorkload(num_prompts=6, input_len=20, output_len=8)
+
+
+@pytest.fixture
+def benchmarks(runtime: Runtime) -> Iterator[Benchmarks]:
+    """On the scripted engine with 100 tokens a second."""
+    store = Store(runtime.settings.catalogue_path)
+    benchmarks = Benchmarks(runtime, store, runtime.settings)
+    yield benchmarks
+    benchmarks.close()
+    store.close()
+
+
+@pytest.fixture
+def at_once(make_scripted_runtime: Callable[..., Runtime]) -> Iterator[Benchmarks]:
+    """On a scripted engine that answers at once."""
+    runtime = make_scripted_runtime()
+    store = Store(runtime.settings.catalogue_path)
+    benchmarks = Benchmarks(runtime, store, runtime.settings)
+    yield benchmarks
+    benchmarks.close()
+    store.close()
+
+
+def spec(kind="serve", **values) -> BenchSpec:
+    return BenchSpec(**{"kind": kind, "workload": SMALL, "num_warmups": 2, **values})
+
+
+def done(benchmarks: Benchmarks, asked: BenchSpec):
+    return benchmarks.wait(benchmarks.start(asked), 30)
+
+
+def engine_of(benchmarks: Benchmarks) -> ScriptedEngine:
+    return benchmarks._runtime.engine
+
+
+def test_throughput_counts_all_tokens_of_the_requests_and_none_of_the_warm_up(benchmarks):
+    view = done(benchmarks, spec("throughput"))
+    assert view.state == "complete"
+    (point,) = view.points
+    assert point.load is None
+    assert point.result["num_requests"] == 6
+    assert point.result["total_num_tokens"] == 6 * (20 + 8)
+    # all at once: 8 tokens at 100 a second, not 6 times that
+    assert 0.08 <= point.result["elapsed_time"] < 0.4
+
+
+def test_serving_measures_each_load_with_each_repeat(benchmarks):
+    loads = (Load(request_rate=50), Load(max_concurrency=2))
+    view = done(benchmarks, spec(loads=loads, repeats=2))
+    assert [(point.load, point.repeat) for point in view.points] == [
+        (loads[0], 0), (loads[0], 1), (loads[1], 0), (loads[1], 1),
+    ]  # fmt: skip
+    for point in view.points:
+        assert (point.result["completed"], point.result["failed"]) == (6, 0)
+        assert point.result["total_output_tokens"] == 48
+        assert point.result["median_tpot_ms"] == pytest.approx(10, rel=0.5)
+
+
+def test_a_place_under_the_concurrency_is_waited_for_outside_the_latencies(benchmarks):
+    view = done(benchmarks, spec(loads=(Load(max_concurrency=2),)))
+    point = benchmarks.point(view.benchmark_id, 0)
+    waited = [record.queue_s for record in point.records]
+    assert waited[:2] == pytest.approx([0, 0], abs=0.02)
+    assert all(wait > 0.05 for wait in waited[2:])
+    # sent when its place was free: an answer alone takes 80 ms, the last of the queue came after 240
+    assert all(record.e2el_s < 0.2 for record in point.records)
+    assert max(record.start_s for record in point.records) >= 0.15
+
+
+def test_requests_are_sent_when_the_rate_says(benchmarks):
+    view = done(benchmarks, spec(loads=(Load(request_rate=40, arrivals="constant"),), num_warmups=0))
+    starts = [record.start_s for record in benchmarks.point(view.benchmark_id, 0).records]
+    for number, start in enumerate(starts):
+        assert number / 40 - 0.001 <= start - starts[0]
+    assert starts[-1] < 2
+
+
+def test_latency_times_whole_batches(benchmarks):
+    view = done(benchmarks, spec("latency", batch_size=3, num_iters=4, num_iters_warmup=1))
+    (point,) = view.points
+    assert len(point.result["latencies"]) == 4
+    assert point.result["avg_latency"] == pytest.approx(0.08, rel=0.9)
+    assert len(benchmarks.point(view.benchmark_id, 0).records) == 3 * 4
+
+
+def test_the_file_of_a_point_is_read_back_as_it_was_measured(benchmarks):
+    view = done(benchmarks, spec(goodput={"ttft": 1000}, num_warmups=0))
+    point = benchmarks.point(view.benchmark_id, 0)
+    assert view.points[0].result.items() <= point.result.items()
+    assert [len(record.itls_s) for record in point.records] == [7] * 6
+    document = json.loads(benchmarks.path(view.benchmark_id, 0).read_text())
+    assert document["ttfts"] == [record.ttft_s for record in point.records]
+    assert document["request_rate"] == "inf"
+    assert document["workbench"]["environment"] == dict(view.environment)
+    assert view.environment["model"] == "scripted"
+    assert "generated_texts" not in document
+
+
+def test_a_repeat_asks_other_prompts_and_none_comes_from_the_cache(at_once):
+    view = done(at_once, spec(repeats=3, loads=(Load(), Load()), num_warmups=0))
+    for point in view.points:
+        records = at_once.point(view.benchmark_id, point.number).records
+        assert [record.cached_tokens for record in records] == [0] * 6
+
+
+def test_prefixes_that_a_workload_shares_are_told_as_cached(at_once):
+    shared = SharedPrefixWorkload(num_prompts=8, num_prefixes=2, prefix_len=64, suffix_len=8, output_len=4)
+    view = done(at_once, spec("throughput", workload=shared))
+    records = at_once.point(view.benchmark_id, 0).records
+    # the first of each group reads its 64 tokens, which are four blocks
+    assert sorted(record.cached_tokens for record in records) == [0, 0] + [64] * 6
+
+
+def test_an_engine_that_cannot_forget_gets_other_prompts_at_each_load(at_once, monkeypatch):
+    seen = []
+
+    async def reset(self) -> bool:
+        return False
+
+    complete = ScriptedEngine.complete
+
+    async def seeing(self, request):
+        seen.append(request.prompt)
+        return await complete(self, request)
+
+    monkeypatch.setattr(ScriptedEngine, "reset_prefix_cache", reset)
+    monkeypatch.setattr(ScriptedEngine, "complete", seeing)
+    done(at_once, spec("throughput", repeats=3, num_warmups=0))
+    done(at_once, spec("latency", batch_size=2, num_iters=3, num_iters_warmup=2, seed=9))
+    assert len(seen) == 18 + 10
+    assert len(set(seen)) == len(seen)
+
+
+def test_a_sweep_ends_at_the_knee(benchmarks, monkeypatch):
+    """Two answers at a time, whatever is asked: no more tokens a second from two on."""
+    gate = threading.local()
+    stream = ScriptedEngine.stream
+
+    async def two_at_a_time(self, request):
+        import asyncio
+
+        if not hasattr(gate, "places"):
+            gate.places = asyncio.Semaphore(2)
+        async with gate.places:
+            async for item in stream(self, request):
+                yield item
+
+    monkeypatch.setattr(ScriptedEngine, "stream", two_at_a_time)
+    workload = RandomWorkload(num_prompts=16, input_len=20, output_len=4)
+    sweep = Sweep(over="max_concurrency", start=1, factor=2, least_gain=0.2, most_points=9)
+    view = done(benchmarks, spec(workload=workload, sweep=sweep, num_warmups=0))
+    assert [point.load.max_concurrency for point in view.points] == [1, 2, 4]
+
+
+def test_a_stop_keeps_what_was_answered(benchmarks):
+    workload = RandomWorkload(num_prompts=40, input_len=20, output_len=10)
+    loads = (Load(), Load(max_concurrency=2), Load(max_concurrency=4))
+    benchmark_id = benchmarks.start(spec(workload=workload, loads=loads, num_warmups=0))
+
+    def second_point_has_begun():
+        view = benchmarks.view(benchmark_id)
+        return view.points and view.progress and view.progress.total == 40 and view.progress.done > 3
+
+    until(second_point_has_begun)
+    benchmarks.stop(benchmark_id)
+    view = benchmarks.wait(benchmark_id, 10)
+    assert view.state == "stopped"
+    assert [point.is_whole for point in view.points] == [True, False]
+    completed = view.points[1].result["completed"]
+    assert 3 < completed < 40
+    point = benchmarks.point(benchmark_id, 1)
+    assert len(point.records) == completed  # what was in flight counts nowhere
+    assert not point.is_whole
+    assert engine_of(benchmarks).stats().running == 0
+    assert benchmarks._runtime.in_use() == {}
+
+
+def test_progress_tells_the_point_at_work(benchmarks):
+    workload = RandomWorkload(num_prompts=30, input_len=20, output_len=10)
+    benchmark_id = benchmarks.start(spec(workload=workload, loads=(Load(max_concurrency=1),), num_warmups=0))
+    until(lambda: (at := benchmarks.view(benchmark_id).progress) and at.done > 3 and at.samples)
+    progress = benchmarks.view(benchmark_id).progress
+    assert progress.stage == "1 at once"
+    assert (progress.total, progress.failed) == (30, 0)
+    assert progress.samples[-1].running == 1
+    assert progress.samples[-1].ram_bytes > 1 << 20
+    assert benchmarks.at_work() == benchmark_id
+    assert benchmarks._runtime.in_use() == {"benchmarks": 1}
+    with pytest.raises(BenchError, match="at work"):
+        benchmarks.start(spec())
+    with pytest.raises(BenchError, match="being measured"):
+        benchmarks.delete(benchmark_id)
+    benchmarks.close()
+    assert benchmarks.view(benchmark_id).state == "interrupted"
+
+
+def test_failed_requests_are_counted_and_the_others_measured(at_once, monkeypatch):
+    stream = ScriptedEngine.stream
+    asked = []
+
+    async def refusing(self, request):
+        asked.append(request)
+        if len(asked) % 3 == 0:
+            raise RequestRejected("Not this one.")
+        async for item in stream(self, request):
+            yield item
+
+    monkeypatch.setattr(ScriptedEngine, "stream", refusing)
+    view = done(at_once, spec(num_warmups=0))
+    assert (view.points[0].result["completed"], view.points[0].result["failed"]) == (4, 2)
+    errors = [record.error for record in at_once.point(view.benchmark_id, 0).records]
+    assert errors.count("Not this one.") == 2
+
+
+def test_when_nothing_is_answered_the_benchmark_says_why(at_once, monkeypatch):
+    async def refusing(self, request):
+        raise RequestRejected("Not one.")
+
+    monkeypatch.setattr(ScriptedEngine, "complete", refusing)
+    view = done(at_once, spec("throughput", repeats=3))
+    assert view.state == "failed"
+    assert "Not one." in view.message
+    assert [point.result["failed"] for point in view.points] == [6]
+
+
+def test_an_engine_that_dies_leaves_the_finished_points(at_once, monkeypatch):
+    stream = ScriptedEngine.stream
+    asked = []
+
+    async def dying(self, request):
+        asked.append(request)
+        if len(asked) > 9:
+            raise EngineDied("Its process ended: out of memory.")
+        async for item in stream(self, request):
+            yield item
+
+    monkeypatch.setattr(ScriptedEngine, "stream", dying)
+    view = done(at_once, spec(loads=(Load(), Load(max_concurrency=1)), num_warmups=0))
+    assert view.state == "failed"
+    assert "out of memory" in view.message
+    assert [point.result["completed"] for point in view.points] == [6]
+    assert at_once._runtime.in_use() == {}
+
+
+def test_what_the_engine_cannot_do_is_refused_before_anything_begins(at_once, monkeypatch):
+    def with_info(**values) -> EngineInfo:
+        return replace(engine_of(at_once).info, **values)
+
+    with pytest.raises(ParameterError, match="one length"):
+        at_once.start(spec("latency", workload=RandomWorkload(range_ratio=0.5)))
+    monkeypatch.setattr(engine_of(at_once), "info", with_info(cannot={"tokens": "it tells no tokens."}))
+    with pytest.raises(ParameterError, match="it tells no tokens"):
+        at_once.start(spec())
+    monkeypatch.setattr(engine_of(at_once), "info", with_info(cannot={}, cannot_params={"ignore_eos": "no."}))
+    with pytest.raises(ParameterError, match="ignore_eos"):
+        at_once.start(spec())
+    assert done(at_once, spec(ignore_eos=False)).state == "complete"
+    at_once._runtime.unload()
+    until(lambda: at_once._runtime.status().phase == "empty")
+    with pytest.raises(BenchError):
+        at_once.start(spec())
+
+
+def test_prompts_that_do_not_fit_end_it_with_figures(at_once):
+    view = done(at_once, spec(workload=RandomWorkload(num_prompts=2, input_len=8000, output_len=400)))
+    assert view.state == "failed"
+    assert "8,192" in view.message
+
+
+def test_names_baseline_and_removal(at_once):
+    first = done(at_once, spec(name="before")).benchmark_id
+    second = done(at_once, spec()).benchmark_id
+    assert [view.benchmark_id for view in at_once.recent()] == [second, first]
+    assert [view.name for view in at_once.recent()] == ["Serving of scripted", "before"]
+    at_once.rename(first, " after ")
+    at_once.set_baseline(second)
+    at_once.set_baseline(first)
+    assert [(view.name, view.is_baseline) for view in at_once.recent()] == [
+        ("Serving of scripted", False), ("after", True),
+    ]  # fmt: skip
+    at_once.set_baseline(None)
+    assert not any(view.is_baseline for view in at_once.recent())
+    folder = at_once.path(first, 0).parent
+    at_once.delete(first)
+    assert not folder.exists()
+    assert [view.benchmark_id for view in at_once.recent()] == [second]
+
+
+@pytest.mark.parametrize("name", ["../../workbench.sqlite", "", "nothing"])
+def test_an_id_that_is_none_becomes_no_path(at_once, name):
+    for call in (at_once.view, at_once.delete, at_once.set_baseline, at_once.environment):
+        with pytest.raises(BenchError, match="no benchmark"):
+            call(name)
+    with pytest.raises(BenchError, match="no benchmark"):
+        at_once.path(name, 0)
+    with pytest.raises(BenchError):
+        at_once.rename(name, "x")
+
+
+def test_a_point_whose_file_is_gone_says_so(at_once):
+    view = done(at_once, spec())
+    with pytest.raises(BenchError, match="no point 1"):
+        at_once.point(view.benchmark_id, 1)
+    at_once.path(view.benchmark_id, 0).unlink()
+    with pytest.raises(BenchError, match="can't be read"):
+        at_once.point(view.benchmark_id, 0)
+
+
+def test_a_file_of_ours_comes_back_as_it_went(at_once):
+    measured = done(at_once, spec(name="serving", loads=(Load(max_concurrency=2), Load())))
+    lines = [at_once.path(measured.benchmark_id, number).read_bytes() for number in (0, 1)]
+    assert not any(b"\n" in line for line in lines)
+    view = at_once.view(at_once.import_file("../folder/run.json", b"\n".join(lines)))
+    assert (view.state, view.name, view.source) == ("complete", "serving", "run.json")
+    assert [point.load for point in view.points] == [point.load for point in measured.points]
+    for before, after in zip(measured.points, view.points, strict=True):
+        assert before.result.items() <= after.result.items()
+    imported = at_once.point(view.benchmark_id, 1)
+    assert imported.records == at_once.point(measured.benchmark_id, 1).records
+
+
+def test_a_file_that_is_no_result_leaves_nothing(at_once):
+    with pytest.raises(BenchError):
+        at_once.import_file("x.json", b"{}")
+    assert at_once.recent() == ()
+
+
+def test_a_killed_process_leaves_its_finished_points(settings, store):
+    program = """
+        from core.bench.runner import Benchmarks
+        from core.bench.spec import BenchSpec, Load, RandomWorkload
+        from core.runtime import Runtime
+        from core.store import Store
+        from core.settings import load_settings
+        runtime = Runtime(load_settings())
+        runtime.load()
+        runtime.wait_ready(20)
+        benchmarks = Benchmarks(runtime, Store(runtime.settings.catalogue_path), runtime.settings)
+        print(benchmarks.start(BenchSpec(
+            kind="serve", workload=RandomWorkload(num_prompts=8, input_len=8, output_len=10), num_warmups=0,
+            loads=(Load(), Load(max_concurrency=1)), repeats=100,
+        )), flush=True)
+        benchmarks.wait(benchmarks.at_work())
+    """
+    environment = {**os.environ, "WORKBENCH_ENGINE": "scripted", "WORKBENCH_SCRIPTED_TOKENS_PER_S": "200"}
+    process = subprocess.Popen(
+        [sys.executable, "-c", textwrap.dedent(program)], env=environment, stdout=subprocess.PIPE, text=True
+    )
+    try:
+        benchmark_id = process.stdout.readline().strip()
+        runtime = Runtime(settings)
+        benchmarks = Benchmarks(runtime, store, settings)
+        until(lambda: len(benchmarks.view(benchmark_id).points) >= 2)
+        assert benchmarks.view(benchmark_id).state == "running"
+    finally:
+        process.send_signal(signal.SIGKILL)
+        process.communicate()
+    view = benchmarks.view(benchmark_id)
+    assert view.state == "interrupted"
+    for point in view.points:
+        assert point.result.items() <= benchmarks.point(benchmark_id, point.number).result.items()
+    files.read(benchmarks.path(benchmark_id, 0).read_bytes())
+    benchmarks.delete(benchmark_id)
+    runtime.close()
