@@ -103,11 +103,11 @@ def _sweep(key: str, initial: BenchSpec | None, like: Load) -> tuple[tuple[Load,
     return (Load(arrivals=arrivals, burstiness=burstiness),), sweep
 
 
-def numbers(words: str, *, whole: bool) -> tuple[float | None, ...]:
+def numbers(words: str, *, whole: bool, what: str = "load") -> tuple[float | None, ...]:
     """The numbers above 0 in what was entered; None for "inf". Raises ParameterError."""
     parts = words.replace("，", ",").replace(",", " ").split()
     if not parts:
-        raise ParameterError("No load is given.", hint="Such as 1, 4, 16.")
+        raise ParameterError(f"No {what} is given.", hint="Give one number, or several.")
     found: list[float | None] = []
     for part in parts:
         if part.lower() in _ENDLESS and not whole:
@@ -117,9 +117,9 @@ def numbers(words: str, *, whole: bool) -> tuple[float | None, ...]:
             value = int(part) if whole else float(part)
         except ValueError:
             kind = "whole number" if whole else "number"
-            raise ParameterError(f"{part!r} is not a {kind}.", hint="Such as 1, 4, 16.") from None
+            raise ParameterError(f"The {what} {part!r} is not a {kind}.", hint="Such as 8.") from None
         if not 0 < value < float("inf"):
-            raise ParameterError(f"The load {part} is not above 0.", hint="Such as 1, 4, 16.")
+            raise ParameterError(f"The {what} {part!r} is not a number above 0.", hint="Such as 8.")
         found.append(value)
     return tuple(dict.fromkeys(found))
 

@@ -108,7 +108,7 @@ def _more(key: str, start: BenchSpec, kind: str) -> dict[str, object]:
     found["params"] = {"temperature": temperature, **others}
     if others:
         st.caption(plain_text("Also asked: " + ", ".join(f"{name} {others[name]}" for name in others)))
-    found["metric_percentiles"] = numbers(percentiles, whole=False)
+    found["metric_percentiles"] = numbers(percentiles, whole=False, what="percentile")
     if kind == "serve":
         found["percentile_metrics"] = tuple(
             st.pills(
