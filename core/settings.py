@@ -60,6 +60,15 @@ class Settings(BaseSettings):
         description="Address that the API listens on; beyond this machine, it asks for a key.",
     )
     api_port: int = Field(default=8000, ge=0, le=65535, description="Port of the API; 0: a free one.")
+    api_require_key: bool = Field(default=False, description="Ask for a key on this machine, too.")
+    api_allowed_hosts: str = Field(
+        default="",
+        description="Names, comma-separated, by which others call the API (a tunnel's, a proxy's).",
+    )
+    api_max_requests: int = Field(default=1024, ge=1, description="Requests that the API answers at once.")
+    api_max_body_bytes: int = Field(
+        default=16 << 20, ge=1 << 10, description="Largest body of a request, uploaded files left out."
+    )
 
     @property
     def benchmarks_dir(self) -> Path:

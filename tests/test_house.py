@@ -11,6 +11,7 @@ PAGES = [ROOT / "Home.py", *sorted((ROOT / "pages").rglob("*.py"))]
 # each heavy library has one room, and even there it is imported inside a function
 HEAVY = {
     "vllm": {
+        "core/api/vllm_app.py",
         "core/engines/vllm.py",
         "core/engines/vllm_beams.py",
         "core/engines/vllm_distribution.py",

@@ -19,7 +19,8 @@ class Call:
     """One HTTP request, from its first byte to its last. Lives on the runtime's loop.
 
     Whatever answers it counts its tokens here (`read`, `wrote`), asks the engine with its `priority`, and
-    lets itself be ended (`abortable`).
+    lets itself be ended (`abortable`). `failed`: the status to book where an answer that began well did not
+    end so.
     """
 
     request_id: str
@@ -30,6 +31,7 @@ class Call:
     prompt_tokens: int = 0
     output_tokens: int = 0
     first_token_s: float | None = None
+    failed: int | None = None
     is_aborted: bool = False
     unreported: list[Callable[[], int]] = field(default_factory=list)
     _enders: list[Callable[[], None]] = field(default_factory=list)
@@ -101,15 +103,16 @@ class LiveCalls:
         return len(self._calls)
 
     @contextlib.contextmanager
-    def at_work(self, call: Call) -> Iterator[None]:
-        """List the call, and make it the `current` one of this task and those it starts."""
-        self._calls[call.request_id] = call
+    def at_work(self, call: Call, *, listed: bool = True) -> Iterator[None]:
+        """Make the call the `current` one of this task and those it starts, and list it."""
+        if listed:
+            self._calls[call.request_id] = call
         token = _current.set(call)
         try:
             yield
         finally:
             _current.reset(token)
-            del self._calls[call.request_id]
+            self._calls.pop(call.request_id, None)
 
     def find(self, request_id: str) -> Call | None:
         return self._calls.get(request_id)

@@ -19,6 +19,9 @@ _TYPES = {
     503: "service_unavailable",
 }
 
+RETRY_LATER = {"Retry-After": "5"}
+"""For what the end of a load or a restart will change."""
+
 
 class HttpError(Exception):
     """An answer other than the one that was asked for. `message` says what was wrong and what to do."""

@@ -17,6 +17,7 @@ import streamlit as st
 
 from core.adapters.merging import Merges
 from core.adapters.registry import Adapters
+from core.api.server import ApiServer
 from core.chat import Chats
 from core.comparing.runner import Comparisons
 from core.endpoints import Endpoints
@@ -42,7 +43,7 @@ PROMOTED = "batch:promoted"
 
 # users before what they use
 _CLOSE_ORDER = (
-    "benchmarks", "merges", "jobs", "comparisons", "chats", "downloads", "imports", "runtime", "store",
+    "api", "benchmarks", "merges", "jobs", "comparisons", "chats", "downloads", "imports", "runtime", "store",
 )  # fmt: skip
 _log = logging.getLogger(__name__)
 
@@ -139,6 +140,17 @@ def jobs() -> Jobs:
     return opened
 
 
+@st.cache_resource(show_spinner=False)
+def api() -> ApiServer:
+    return _opened().setdefault("api", ApiServer(runtime(), store(), runtime().settings, jobs=_jobs))
+
+
+def _jobs() -> Jobs:
+    """For threads that belong to no page."""
+    with _outside_scripts():
+        return jobs()
+
+
 def close() -> None:
     """Close everything that was made, and forget it. Safe to call twice."""
     opened = _opened()
@@ -147,7 +159,7 @@ def close() -> None:
             opened.pop(name).close()
     for cached in (
         runtime, store, chats, comparisons, presets, wrappers, downloads, adapters, merges, secrets,
-        library, imports, endpoints, saved_settings, jobs, benchmarks,
+        library, imports, endpoints, saved_settings, jobs, benchmarks, api,
     ):  # fmt: skip
         cached.clear()
 
@@ -171,6 +183,8 @@ async def lifespan(_app: Any) -> AsyncIterator[None]:
         with _outside_scripts():
             try:
                 ensure_loaded()
+                if runtime().settings.api_autostart:
+                    api().start()
             except WorkbenchError as error:  # the page says it again, to whoever opens it
                 _log.error("%s", error)
         yield
