@@ -22,6 +22,7 @@ _PAGES = (
     ("pages/batch.py", "Batch", ":material/table_rows:"),
     ("pages/models.py", "Models", ":material/deployed_code:"),
     ("pages/benchmark.py", "Benchmark", ":material/speed:"),
+    ("pages/api.py", "API", ":material/api:"),
     ("pages/runs.py", "Runs", ":material/history:"),
 )
 
