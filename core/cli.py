@@ -11,7 +11,7 @@ from typing import Annotated, Any, NoReturn
 
 import typer
 
-from core import cli_batch, cli_compare, cli_models, cli_presets, engine_settings, sampling
+from core import cli_batch, cli_compare, cli_models, cli_presets, cli_serve, engine_settings, sampling
 from core.errors import ParameterError, WorkbenchError
 from core.settings import load_settings
 from core.store import Store
@@ -30,6 +30,7 @@ app.command(short_help="Run a model over every row of a table.")(cli_batch.batch
 app.command(short_help="Ask prompts under several parameter sets, and score the answers.")(
     cli_compare.compare
 )
+app.command(short_help="Answer OpenAI's API with one model.")(cli_serve.serve)
 
 
 def main() -> None:
