@@ -9,7 +9,7 @@ import threading
 
 import httpx
 import pytest
-from apps import button, opened, until
+from apps import button, opened, turned_to, until
 
 from core.api.records import HourStats
 from pages.parts import api_charts, api_words, session
@@ -222,3 +222,29 @@ def test_errors_stand_on_top_of_what_was_answered():
 )
 def test_how_long_ago(seconds, expected):
     assert re.match(expected, api_words.ago(dt.datetime.now(dt.UTC) - dt.timedelta(seconds=seconds)))
+
+
+def test_the_chats_code_asks_the_api_where_it_is(app):
+    url = started(app)
+    turned_to(app, "chat")
+    app.session_state["chat:code"] = True
+    app.run()
+    assert not app.exception
+    python, curl = codes(app)[-2:]
+    assert f'"{url}/v1"' in python and f"'{url}/v1/chat/completions'" in curl
+    assert "the workbench's API" in words(app) and "It is off" not in words(app)
+    session.api().stop()
+    until(app, lambda: session.api().status().phase == "stopped")
+    assert "It is off: start it on the API page." in words(app)
+
+
+def test_unloading_names_the_requests_that_it_would_break_off(slow_app):
+    url = started(slow_app)
+    body = {"prompt": "Hello", "max_tokens": 400, "ignore_eos": True}
+    asking = threading.Thread(target=lambda: httpx.post(f"{url}/generate", json=body, timeout=60))
+    asking.start()
+    until(slow_app, lambda: session.api().live())
+    button(slow_app, "Unload").click().run()
+    assert "1 API request (ends with an error)" in words(slow_app)
+    session.api().abort(session.api().live()[0].request_id)
+    asking.join(20)

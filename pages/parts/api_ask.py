@@ -84,7 +84,9 @@ def _elsewhere(status: ApiStatus) -> None:
         )
     st.markdown("**Through SSH**, encrypted and without opening anything, run there:")
     st.code(f"ssh -N -L {port}:127.0.0.1:{port} you@{socket.gethostname()}", language="bash")
+    st.markdown(f"Then `http://127.0.0.1:{port}/v1` is its address there, too.")
     st.markdown(
-        f"Then `http://127.0.0.1:{port}/v1` is its address there, too. A reverse proxy on this machine would "
-        "let everybody in that reaches the proxy: have the proxy ask who they are."
+        "**Behind a proxy or a public tunnel**, everybody who reaches that reaches the API. Set "
+        "`WORKBENCH_API_REQUIRE_KEY=true`, so that it asks for a key although it listens on this machine "
+        "only, and `WORKBENCH_API_ALLOWED_HOSTS` to the name by which others call it."
     )

@@ -1,8 +1,9 @@
-"""The code that asks the same of any OpenAI-compatible server."""
+"""The code that asks the same of the API, or of the server that is the engine."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import streamlit as st
@@ -14,12 +15,11 @@ from core.chat_templates import fit
 from core.conversations import StoredMessage
 from core.errors import WorkbenchError
 from core.sampling import BY_NAME
-from core.types import Message
+from core.types import EngineInfo, Message
 from pages.parts import session
 from pages.parts.chat_settings import ChatSettings
 from pages.parts.markdown import plain_text
 
-_BASE_URL = "http://127.0.0.1:8000/v1"  # where `vllm serve` listens
 _EXAMPLE = "Hello"
 _WIDTH_PIXELS, _HEIGHT_PIXELS = 560, 420
 
@@ -42,23 +42,45 @@ def _code(settings: ChatSettings, path: Sequence[StoredMessage]) -> None:
         return
     info = session.runtime().status().info
     adapter = None if is_base(options.adapter) else options.adapter
+    server = _server(info)
     what = {
         "asked": asked,
         "params": params,
         "model": adapter or (info.model if info else "MODEL"),  # a server knows adapters as models
-        "base_url": (info.settings.get("base_url") if info else None) or _BASE_URL,
+        "base_url": server.base_url,
         "template_options": options.template_options if options.style == prompt_styles.CHAT else None,
         "top_logprobs": options.top_logprobs,
         "generation_config": info.generation_config if info else None,
+        "needs_key": server.needs_key,
     }
-    st.caption("The same request to an OpenAI-compatible server, such as vLLM's own.")
-    if adapter is not None:
-        st.caption(
-            "The server must have the adapter: `vllm serve MODEL --enable-lora --lora-modules NAME=FOLDER`."
-        )
+    st.caption(server.words)
+    if adapter is not None and server.is_elsewhere:
+        st.caption("That server must have the adapter, under this name.")
     python, curl = st.tabs(["Python", "curl"])
     python.code(snippets.python(**what), language="python", wrap_lines=True)
     curl.code(snippets.curl(**what), language="bash", wrap_lines=True)
+
+
+@dataclass(frozen=True, slots=True)
+class _Server:
+    base_url: str
+    needs_key: bool
+    words: str
+    is_elsewhere: bool = False
+
+
+def _server(info: EngineInfo | None) -> _Server:
+    """Who answers the program: the server that is loaded as the engine, else the workbench's own API."""
+    if info is not None and (remote := info.settings.get("base_url")):
+        return _Server(remote, False, "The same request to the server that answers here.", is_elsewhere=True)
+    api = session.api().status()
+    words = "The same request to the workbench's API."
+    if api.phase != "serving":
+        words += " It is off: start it on the API page."
+    elif api.needs_key:
+        words += f" It takes the key from the environment: `export {snippets.KEY_VARIABLE}=wb-…`"
+    url = api.url or f"http://127.0.0.1:{api.port or 8000}"  # 0: any port, which it has once it serves
+    return _Server(f"{url}/v1", api.needs_key, words)
 
 
 def _params(settings: ChatSettings) -> dict[str, Any]:

@@ -9,6 +9,8 @@ _FATES = {
     "batch runs": ("batch run", "goes on when an engine is back"),
     "comparisons": ("comparison", "goes on when an engine is back"),
     "chats": ("chat answer", "ends as it is"),
+    "benchmarks": ("benchmark", "ends with what it has measured"),
+    "API requests": ("API request", "ends with an error"),
 }
 
 
