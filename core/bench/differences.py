@@ -29,6 +29,7 @@ _LIKE = 0.01
 _MOST_CONDITIONS = 300
 _MOST_CHARACTERS = 160
 _ENGINE_NAMES = ("model", "revision", "engine", "engine_version", "dtype", "device", "quantization")
+_SETTING_NAMES = ("max_model_len", "max_num_seqs", "kv_cache_tokens")
 _APART = frozenset({"kind", "name", "group", "loads", "sweep", "percentile_metrics", "metric_percentiles"})
 _MEASURING = ("repeats", "seed", "num_warmups", "num_iters", "num_iters_warmup", "goodput")
 
@@ -236,9 +237,15 @@ def _load_title(load: Load | None) -> str:
 
 def _conditions(view: BenchView) -> Iterable[tuple[tuple[str, str], str]]:
     for name, value in itertools.islice(_flat(view.environment), _MOST_CONDITIONS):
-        head = name.split(".")[0]
-        group = "Model and engine" if name in _ENGINE_NAMES else "Machine and versions"
-        yield ("Settings" if head == "settings" else group, name.removeprefix("settings.")), value
+        head, _dot, rest = name.partition(".")
+        if name in _ENGINE_NAMES:
+            yield ("Model and engine", name), value
+        elif head == "asked":
+            yield ("Settings", f"{rest} (asked for)"), value
+        elif head == "settings" or name in _SETTING_NAMES:
+            yield ("Settings", rest or name), value
+        else:
+            yield ("Machine and versions", name), value
     if view.spec is None:
         yield ("Workload", "kind"), view.kind
         for point in view.points[:1]:

@@ -34,6 +34,7 @@ from core.store import Store
 from core.types import EngineSpec
 
 if TYPE_CHECKING:
+    from core.bench.engines import Engines
     from core.bench.runner import Benchmarks
     from core.jobs import Jobs
 
@@ -43,7 +44,8 @@ PROMOTED = "batch:promoted"
 
 # users before what they use
 _CLOSE_ORDER = (
-    "api", "benchmarks", "merges", "jobs", "comparisons", "chats", "downloads", "imports", "runtime", "store",
+    "api", "bench_engines", "benchmarks", "merges", "jobs", "comparisons", "chats", "downloads", "imports",
+    "runtime", "store",
 )  # fmt: skip
 _log = logging.getLogger(__name__)
 
@@ -79,6 +81,13 @@ def benchmarks() -> Benchmarks:
     from core.bench.runner import Benchmarks
 
     return _opened().setdefault("benchmarks", Benchmarks(runtime(), store(), runtime().settings))
+
+
+@st.cache_resource(show_spinner=False)
+def bench_engines() -> Engines:
+    from core.bench.engines import Engines
+
+    return _opened().setdefault("bench_engines", Engines(benchmarks(), runtime(), saved_settings()))
 
 
 @st.cache_resource(show_spinner=False)
@@ -159,7 +168,7 @@ def close() -> None:
             opened.pop(name).close()
     for cached in (
         runtime, store, chats, comparisons, presets, wrappers, downloads, adapters, merges, secrets,
-        library, imports, endpoints, saved_settings, jobs, benchmarks, api,
+        library, imports, endpoints, saved_settings, jobs, benchmarks, bench_engines, api,
     ):  # fmt: skip
         cached.clear()
 
