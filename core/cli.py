@@ -11,7 +11,16 @@ from typing import Annotated, Any, NoReturn
 
 import typer
 
-from core import cli_batch, cli_compare, cli_models, cli_presets, cli_serve, engine_settings, sampling
+from core import (
+    cli_batch,
+    cli_bench,
+    cli_compare,
+    cli_models,
+    cli_presets,
+    cli_serve,
+    engine_settings,
+    sampling,
+)
 from core.errors import ParameterError, WorkbenchError
 from core.settings import load_settings
 from core.store import Store
@@ -26,6 +35,7 @@ app = typer.Typer(
 )
 app.add_typer(cli_models.app, name="models")
 app.add_typer(cli_presets.app, name="presets")
+app.add_typer(cli_bench.app, name="bench")
 app.command(short_help="Run a model over every row of a table.")(cli_batch.batch)
 app.command(short_help="Ask prompts under several parameter sets, and score the answers.")(
     cli_compare.compare

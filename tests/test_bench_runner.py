@@ -12,7 +12,7 @@ from dataclasses import replace
 
 import pytest
 
-from core.bench import files
+from core.bench import files, metrics
 from core.bench.runner import Benchmarks
 from core.bench.spec import BenchSpec, Load, RandomWorkload, SharedPrefixWorkload, Sweep
 from core.engines.scripted import ScriptedEngine
@@ -65,8 +65,9 @@ def test_throughput_counts_all_tokens_of_the_requests_and_none_of_the_warm_up(be
     assert point.load is None
     assert point.result["num_requests"] == 6
     assert point.result["total_num_tokens"] == 6 * (20 + 8)
-    # all at once: 8 tokens at 100 a second, not 6 times that
-    assert 0.08 <= point.result["elapsed_time"] < 0.4
+    assert point.result["elapsed_time"] >= 0.08  # 8 tokens at 100 a second
+    records = benchmarks.point(view.benchmark_id, 0).records
+    assert max(at_once for _at, at_once in metrics.running(records)) == 6
 
 
 def test_serving_measures_each_load_with_each_repeat(benchmarks):
@@ -78,18 +79,19 @@ def test_serving_measures_each_load_with_each_repeat(benchmarks):
     for point in view.points:
         assert (point.result["completed"], point.result["failed"]) == (6, 0)
         assert point.result["total_output_tokens"] == 48
-        assert point.result["median_tpot_ms"] == pytest.approx(10, rel=0.5)
+        assert point.result["median_tpot_ms"] >= 10
 
 
 def test_a_place_under_the_concurrency_is_waited_for_outside_the_latencies(benchmarks):
     view = done(benchmarks, spec(loads=(Load(max_concurrency=2),)))
     point = benchmarks.point(view.benchmark_id, 0)
+    assert max(at_once for _at, at_once in metrics.running(point.records)) == 2
     waited = [record.queue_s for record in point.records]
-    assert waited[:2] == pytest.approx([0, 0], abs=0.02)
-    assert all(wait > 0.05 for wait in waited[2:])
-    # sent when its place was free: an answer alone takes 80 ms, the last of the queue came after 240
-    assert all(record.e2el_s < 0.2 for record in point.records)
-    assert max(record.start_s for record in point.records) >= 0.15
+    # an answer takes 80 ms: the last two wait for two others
+    assert waited[2] >= 0.08
+    assert waited[-1] >= 0.16
+    ends = sorted(record.start_s + record.e2el_s for record in point.records)
+    assert all(record.start_s >= end for record, end in zip(point.records[2:], ends, strict=False))
 
 
 def test_requests_are_sent_when_the_rate_says(benchmarks):
@@ -97,14 +99,13 @@ def test_requests_are_sent_when_the_rate_says(benchmarks):
     starts = [record.start_s for record in benchmarks.point(view.benchmark_id, 0).records]
     for number, start in enumerate(starts):
         assert number / 40 - 0.001 <= start - starts[0]
-    assert starts[-1] < 2
 
 
 def test_latency_times_whole_batches(benchmarks):
     view = done(benchmarks, spec("latency", batch_size=3, num_iters=4, num_iters_warmup=1))
     (point,) = view.points
     assert len(point.result["latencies"]) == 4
-    assert point.result["avg_latency"] == pytest.approx(0.08, rel=0.9)
+    assert min(point.result["latencies"]) >= 0.08
     assert len(benchmarks.point(view.benchmark_id, 0).records) == 3 * 4
 
 

@@ -1,0 +1,181 @@
+"""What `python -m core bench` is told, as a specification. Names and forms are those of `vllm bench`."""
+
+from __future__ import annotations
+
+import itertools
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, get_args
+
+from pydantic import ValidationError
+
+from core import tables
+from core.bench.spec import (
+    METRICS,
+    Arrivals,
+    BenchSpec,
+    ConversationWorkload,
+    Load,
+    RandomWorkload,
+    SharedPrefixWorkload,
+    Sweep,
+    TableWorkload,
+    Workload,
+)
+from core.errors import ParameterError
+from core.run_spec import PromptSpec
+
+DATASETS = ("random", "table", "sharegpt", "prefix_repetition")
+_SWEPT = ("request_rate", "max_concurrency")
+_NUMBER = re.compile(r"(\w+)[:=](\d+(?:\.\d+)?)")
+
+
+def spec(**values: Any) -> BenchSpec:
+    """Raises ParameterError with what is wrong, by the option's name."""
+    try:
+        return BenchSpec(**values)
+    except ValidationError as error:
+        raise _refused(error) from error
+
+
+def workload(
+    dataset: str,
+    path: Path | None,
+    *,
+    template: str | None,
+    system: str,
+    asked: dict[str, Any],
+) -> Workload:
+    """The workload of a --dataset-name. `asked` holds lengths and numbers, None where nothing was said.
+
+    Raises ParameterError for what is missing or belongs to another dataset.
+    """
+    kinds = {
+        "random": RandomWorkload,
+        "table": TableWorkload,
+        "sharegpt": ConversationWorkload,
+        "prefix_repetition": SharedPrefixWorkload,
+    }
+    if dataset not in kinds:
+        raise ParameterError(f"There is no dataset {dataset!r}.", hint=f"There are: {', '.join(DATASETS)}.")
+    kind = kinds[dataset]
+    said = {name: value for name, value in asked.items() if value is not None}
+    surplus = [name for name in said if name not in kind.model_fields]
+    if (template or system) and kind is not TableWorkload:
+        surplus.append("template" if template else "system")
+    if path is not None and "path" not in kind.model_fields:
+        surplus.append("dataset_path")
+    if surplus:
+        options = ", ".join(f"--{name.replace('_', '-')}" for name in surplus)
+        raise ParameterError(f"{options}: not for the dataset {dataset}.", hint="Leave it out.")
+    if "path" in kind.model_fields:
+        said["path"] = str(_file(path, dataset))
+    if kind is TableWorkload:
+        said["prompt"] = _prompt(Path(said["path"]), template, system)
+    try:
+        return kind(**said)
+    except ValidationError as error:
+        raise _refused(error) from error
+
+
+def _file(path: Path | None, dataset: str) -> Path:
+    if path is None:
+        raise ParameterError(f"--dataset-path is missing: which file for {dataset}?")
+    if not path.is_file():
+        raise ParameterError(f"{path} is no file.", hint="Check the path.")
+    return path.absolute()  # it is read again from wherever the benchmark is repeated
+
+
+def _prompt(path: Path, template: str | None, system: str) -> PromptSpec:
+    if template is None:
+        columns = ", ".join(column.name for column in tables.preview(path, rows=1).columns[:30])
+        raise ParameterError(f"--template is missing. The table's columns: {columns}.")
+    return PromptSpec(template=template, system=system)
+
+
+def loads(
+    rates: str | None, concurrencies: str | None, burstiness: float, arrivals: str | None
+) -> tuple[Load, ...]:
+    """Each of the rates ("inf", "1,2,4") with each of the concurrencies ("8", "1,4,16").
+
+    Without `arrivals`, a burstiness other than 1 means gamma, as in `vllm bench serve`.
+    """
+    how = arrivals or ("poisson" if burstiness == 1 else "gamma")
+    if how not in get_args(Arrivals):
+        raise ParameterError(
+            f"There are no arrivals {how!r}.", hint=f"There are: {', '.join(get_args(Arrivals))}."
+        )
+    if how != "gamma" and burstiness != 1:
+        raise ParameterError(f"--burstiness has no meaning for {how} arrivals.", hint="Leave one out.")
+    found_rates = _numbers("--request-rate", rates or "inf")
+    found_most = _numbers("--max-concurrency", concurrencies) if concurrencies else [None]
+    for most in found_most:
+        if most is not None and (most != int(most) or most < 1):
+            raise ParameterError(f"--max-concurrency {most:g} is no whole number above 0.")
+    return tuple(
+        Load(
+            request_rate=None if rate == float("inf") else rate,
+            max_concurrency=None if most is None else int(most),
+            arrivals=how,
+            burstiness=burstiness,
+        )
+        for rate, most in itertools.product(found_rates, found_most)
+    )
+
+
+def sweep(over: str | None, start: float, factor: float, least_gain: float, points: int) -> Sweep | None:
+    if over is None:
+        return None
+    over = over.replace("-", "_")
+    if over not in _SWEPT:
+        raise ParameterError(f"A sweep goes over {' or '.join(_SWEPT)}, not over {over!r}.")
+    try:
+        return Sweep(over=over, start=start, factor=factor, least_gain=least_gain, most_points=points)
+    except ValidationError as error:
+        raise _refused(error) from error
+
+
+def goodput(said: Sequence[str]) -> dict[str, float]:
+    """ "ttft:500 tpot:50", in one word or several: the most milliseconds of each."""
+    limits = {}
+    for pair in " ".join(said).replace(",", " ").split():
+        found = _NUMBER.fullmatch(pair)
+        if found is None or found[1] not in ("ttft", "tpot", "e2el"):
+            raise ParameterError(
+                f"--goodput {pair!r} is not of the form NAME:MILLISECONDS.",
+                hint="Names are ttft, tpot and e2el: --goodput ttft:500 tpot:50, say.",
+            )
+        limits[found[1]] = float(found[2])
+    return limits
+
+
+def metric_names(said: str) -> tuple[str, ...]:
+    names = tuple(part.strip() for part in said.split(",") if part.strip())
+    for name in names:
+        if name not in METRICS:
+            raise ParameterError(f"There is no metric {name!r}.", hint=f"There are: {', '.join(METRICS)}.")
+    return names
+
+
+def percentiles(said: str) -> tuple[float, ...]:
+    return tuple(_numbers("--metric-percentiles", said))
+
+
+def _numbers(option: str, text: str) -> list[float]:
+    try:
+        numbers = [float(part) for part in text.split(",")]
+    except ValueError as error:
+        raise ParameterError(
+            f"{option} {text!r} is no number, and no list of them.", hint="1,2,4, say."
+        ) from error
+    if not all(number > 0 for number in numbers):
+        raise ParameterError(f"{option} {text!r}: numbers must be above 0.")
+    return numbers
+
+
+def _refused(error: ValidationError) -> ParameterError:
+    first = error.errors()[0]
+    place = [str(part) for part in first["loc"] if isinstance(part, str) and part not in DATASETS]
+    option = f"--{place[-1].replace('_', '-')}: " if place else ""
+    return ParameterError(f"{option}{first['msg'].removeprefix('Value error, ')}.")
