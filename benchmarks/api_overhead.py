@@ -85,10 +85,11 @@ def theirs(model: str, settings: dict[str, str], port: int) -> list[str]:
 
 
 @contextlib.contextmanager
-def serving(command: list[str], port: int, log: Path) -> Iterator[str]:
+def serving(command: list[str], port: int, folder: Path) -> Iterator[str]:
     """Give the name of the served model, once it answers; end the server afterwards."""
+    log, variables = folder / "log", {**os.environ, "WORKBENCH_HOME": str(folder / "home")}
     with log.open("w") as output:
-        process = subprocess.Popen(command, cwd=ROOT, stdout=output, stderr=output)
+        process = subprocess.Popen(command, cwd=ROOT, env=variables, stdout=output, stderr=output)
     try:
         yield _ready(process, port, log)
     finally:
@@ -167,7 +168,7 @@ def main() -> None:
             # who begins changes: what warms up or slows down in time meets both
             for name in list(servers)[:: 1 if turn % 2 == 0 else -1]:
                 port = free_port()
-                with serving(servers[name](model, settings, port), port, folder / "log") as served:
+                with serving(servers[name](model, settings, port), port, folder) as served:
                     result = measure(port, served, model, asked, folder)
                 found[name].append(result)
                 print(

@@ -145,3 +145,19 @@ def test_percentiles_are_numpys(usage, durations):
     hour, *_ = usage.hours(NOW, key_id=key_id)
     assert hour.p50_s == pytest.approx(np.percentile(durations, 50))
     assert hour.p95_s == pytest.approx(np.percentile(durations, 95))
+
+
+def test_an_hour_that_is_over_is_read_once_and_the_one_that_runs_each_time(usage, monkeypatch):
+    record(usage, at=NOW - 3 * HOUR)
+    usage.flush()
+    before = usage.hours(NOW - 3 * HOUR)
+    read_from = []
+    original = usage._hours_from
+    monkeypatch.setattr(
+        usage, "_hours_from", lambda hour, key_id: read_from.append(hour) or original(hour, key_id)
+    )
+    record(usage)
+    usage.flush()
+    after = usage.hours(NOW - 3 * HOUR)
+    assert after[:2] == before[:2] and after[3].requests == before[3].requests + 1
+    assert read_from[0] >= NOW - HOUR

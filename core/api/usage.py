@@ -28,6 +28,8 @@ _COUNT_ANEW_S = 30.0
 _PRUNE_EVERY_S = 6 * 3600.0
 _MOST_UNWRITTEN = 100_000  # while the disk is full: about 50 MB
 _LONGEST_TEXT = 200
+_HOUR = dt.timedelta(hours=1)
+_SETTLED = dt.timedelta(minutes=1)  # after which nobody writes requests of an hour that is over
 _QUANTILES = {"p50": 0.5, "p95": 0.95}
 _log = logging.getLogger(__name__)
 
@@ -63,6 +65,7 @@ class Usage:
         self._tokens: Counter[str] = Counter()
         self._counted_at = 0.0
         self._pruned_at = -math.inf
+        self._past: dict[dt.datetime, HourStats] = {}
 
     def record(
         self,
@@ -109,28 +112,43 @@ class Usage:
         """Each hour since the one that `since` lies in, oldest first; hours without a request are there, too.
 
         Percentiles are numpy's (linear between neighbours), of all requests of the hour that were answered.
+        An hour that is over is read once: requests are counted when they end.
         """
-        first = since.astimezone(dt.UTC).replace(minute=0, second=0, microsecond=0)
-        counts = {row["hour"]: row for row in self._store.all(self._counts(first, key_id))}
-        durations = self._percentiles("duration_s", first, key_id)
-        firsts = self._percentiles("ttft_s", first, key_id)
+        hour = since.astimezone(dt.UTC).replace(minute=0, second=0, microsecond=0)
+        known: list[HourStats] = []
+        while key_id is None and (past := self._past.get(hour)) is not None:
+            known.append(past)
+            hour += _HOUR
+        found = self._hours_from(hour, key_id)
+        if key_id is None:
+            settled = dt.datetime.now(dt.UTC) - _HOUR - _SETTLED
+            with self._lock:
+                self._past |= {one.hour: one for one in found if one.hour < settled}
+        return (*known, *found)
+
+    def _hours_from(self, hour: dt.datetime, key_id: str | None) -> tuple[HourStats, ...]:
+        counts = {row["hour"]: row for row in self._store.all(self._counts(hour, key_id))}
+        whole = self._percentiles("duration_s", hour, key_id)
+        first_token = self._percentiles("ttft_s", hour, key_id)
         found = []
         now = dt.datetime.now(dt.UTC)
-        while first <= now:
-            name = f"{first:%Y-%m-%d %H}"
+        while hour <= now:
+            name = f"{hour:%Y-%m-%d %H}"
             row = counts.get(name, {})
             found.append(
                 HourStats(
-                    hour=first,
-                    **{field: row.get(field, 0) for field in ("requests", "errors")},
-                    **{field: row.get(field, 0) for field in ("prompt_tokens", "output_tokens")},
-                    p50_s=durations.get((name, "p50")),
-                    p95_s=durations.get((name, "p95")),
-                    p50_ttft_s=firsts.get((name, "p50")),
-                    p95_ttft_s=firsts.get((name, "p95")),
+                    hour=hour,
+                    requests=row.get("requests", 0),
+                    errors=row.get("errors", 0),
+                    prompt_tokens=row.get("prompt_tokens", 0),
+                    output_tokens=row.get("output_tokens", 0),
+                    p50_s=whole.get((name, "p50")),
+                    p95_s=whole.get((name, "p95")),
+                    p50_ttft_s=first_token.get((name, "p50")),
+                    p95_ttft_s=first_token.get((name, "p95")),
                 )
             )
-            first += dt.timedelta(hours=1)
+            hour += _HOUR
         return tuple(found)
 
     def statuses(self, since: dt.datetime) -> dict[int, int]:
