@@ -5,7 +5,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from core.engines.vllm_admission import AFTER_CHAT_S, Admission
+from core.engines.vllm_admission import AFTER_CHAT_S, Admission, admission
 from core.engines.vllm_stats import Counters
 from core.types import Priority
 
@@ -225,3 +225,26 @@ def test_counters_tell_each_step_and_what_share_of_the_prompts_was_cached_lately
     assert counters.recent_hits == pytest.approx(0.9, abs=0.01)
     assert len(ticks) == 61
     assert counters.prefix_hits == 2700
+
+
+def test_each_copy_of_the_model_has_steps_of_its_own():
+    """With four GPUs the prompts of two steps of one were ahead at most, and half of the GPUs waited."""
+
+    async def enter(copies):
+        choice = SimpleNamespace(arguments={"max_num_batched_tokens": 1000, "data_parallel_size": copies})
+        door, entered = admission(SimpleNamespace(kind="cuda"), choice, Counters()), []
+
+        async def ask(number):
+            async with door.entering(Priority.BATCH, 1000):
+                entered.append(number)
+                await asyncio.Event().wait()
+
+        tasks = [asyncio.create_task(ask(number)) for number in range(20)]
+        await asyncio.sleep(0.01)
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        return len(entered)
+
+    alone, four = asyncio.run(enter(None)), asyncio.run(enter(4))
+    assert four >= 4 * (alone - 1) > 0

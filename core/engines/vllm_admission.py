@@ -30,7 +30,8 @@ _PATIENCE_S = 1.0
 def admission(device: DeviceFacts, choice: Choice, counters: Counters) -> Admission:
     """On a GPU; on a CPU all steps are small."""
     chat_tokens = 0 if device.kind == "cpu" else _CHAT_TOKENS
-    step_tokens = choice.arguments["max_num_batched_tokens"]
+    copies = choice.arguments.get("data_parallel_size") or 1
+    step_tokens = choice.arguments["max_num_batched_tokens"] * copies  # each makes steps of its own
     return Admission(chat_tokens, step_tokens, cached_share=lambda: counters.recent_hits)
 
 
