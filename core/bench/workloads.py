@@ -6,6 +6,7 @@ no tokenizer works while an engine is measured.
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import math
 import tempfile
@@ -17,6 +18,7 @@ import duckdb
 import numpy as np
 
 from core import results, sampling, tables
+from core.asks import encodable
 from core.bench.records import PlannedRequest
 from core.bench.spec import (
     MAX_PROMPTS,
@@ -34,12 +36,14 @@ from core.run_spec import OverflowSpec, PromptSpec
 from core.types import EngineInfo
 
 _AT_ONCE = 256
+_BOUNDS = {"memory_limit": "512MB", "threads": "2"}
 _POOL = 8192
 _WORDS = 20_000
 _LETTERS = "abcdefghijklmnopqrstuvwxyz"
 # what `vllm bench` leaves out of a ShareGPT file (`is_valid_sequence`), in tokens
 _LEAST_TOKENS, _MOST_PROMPT, _MOST_TOTAL = 4, 1024, 2048
-_USERS = frozenset({"human", "user"})
+_MOST_CHARACTERS = 1 << 17  # longer texts are surely too many tokens: they aren't even counted
+_USERS = ("human", "user")
 
 
 def plan(spec: BenchSpec, engine: Engine, seed: int | None = None) -> list[PlannedRequest]:
@@ -64,7 +68,7 @@ def plan(spec: BenchSpec, engine: Engine, seed: int | None = None) -> list[Plann
         case SharedPrefixWorkload():
             planned = _shared_prefix(workload, engine, rng)
         case TableWorkload():
-            planned = _table(workload, spec, engine, rng)
+            planned = _table(workload, engine, rng)
         case ConversationWorkload():
             planned = _conversations(workload, engine, rng)
     _check_fit(planned, engine.info)
@@ -72,13 +76,13 @@ def plan(spec: BenchSpec, engine: Engine, seed: int | None = None) -> list[Plann
 
 
 def warmups(spec: BenchSpec, engine: Engine, seed: int | None = None) -> list[PlannedRequest]:
-    """`num_warmups` requests of random tokens, as long as the workload's: none shares their prefixes.
+    """`num_warmups` requests of random tokens, as long as the workload's, whose prefixes they don't share.
 
     Raises as `plan`.
     """
     if not spec.num_warmups:
         return []
-    planned = plan(spec, engine, seed)[: spec.num_warmups]
+    planned = itertools.islice(itertools.cycle(plan(spec, engine, seed)), spec.num_warmups)
     # a stream of its own: the measured requests' tokens can't be drawn again
     rng = np.random.default_rng([spec.seed if seed is None else seed, 1])
     pool = token_pool(engine)
@@ -172,47 +176,52 @@ def _draw(pool: np.ndarray, length: int, rng: np.random.Generator) -> tuple[int,
     return tuple(pool[rng.integers(0, len(pool), size=length)].tolist())
 
 
-def _table(
-    workload: TableWorkload, spec: BenchSpec, engine: Engine, rng: np.random.Generator
-) -> list[PlannedRequest]:
-    """Rows of a table, as a batch run would send them. Rows that a batch would not send are left out."""
+def _table(workload: TableWorkload, engine: Engine, rng: np.random.Generator) -> list[PlannedRequest]:
+    """Rows of a table, as a batch run would send them; those that a batch would not send are left out.
+
+    Where the table has fewer rows than asked for, all there are.
+    """
     _check_prompt(workload.prompt)
     name = Path(workload.path).name
-    with tempfile.TemporaryDirectory() as folder, duckdb.connect(str(Path(folder) / "rows")) as con:
-        staged = tables.stage(Path(workload.path), con)
-        overflow = OverflowSpec()
+    planned: list[PlannedRequest] = []
+    reason = "It has no rows."
+    with _staged(workload.path) as (connection, staged):
+        wanted = MAX_PROMPTS if workload.num_prompts is None else workload.num_prompts
+        if workload.num_prompts is None and staged.rows > MAX_PROMPTS:
+            raise ParameterError(
+                f"{name} has {staged.rows:,} rows; a benchmark asks at most {MAX_PROMPTS:,}.",
+                hint="Say how many of them to draw.",
+            )
+        order = np.arange(staged.rows) if workload.num_prompts is None else rng.permutation(staged.rows)
         recipe = Recipe(workload.prompt, staged.columns)
-        preparer = Preparer(recipe, staged.columns, engine, {"max_tokens": 1}, overflow)
-        wanted = workload.num_prompts or MAX_PROMPTS
-        if workload.num_prompts is None:
-            if staged.rows > MAX_PROMPTS:
-                raise ParameterError(
-                    f"{name} has {staged.rows:,} rows; a benchmark asks at most {MAX_PROMPTS:,}.",
-                    hint="Say how many of them to draw.",
-                )
-            order = np.arange(staged.rows)
-        else:
-            order = rng.permutation(staged.rows)
-        planned: list[PlannedRequest] = []
-        refused = "It has no rows."
-        for rows in _in_order(con, staged.columns, order, recipe.variables):
+        preparer = Preparer(recipe, staged.columns, engine, {"max_tokens": 1}, OverflowSpec())
+        for rows in _in_order(connection, staged.columns, order, recipe.variables):
             for outcome in preparer.prepare([(row, None) for row in rows]):
                 if isinstance(outcome, Item):
-                    planned.append(
-                        PlannedRequest(token_ids=tuple(outcome.token_ids), output_len=workload.output_len)
-                    )
-                elif outcome.prompt_tokens is not None:  # left out, the lengths would not be the table's
+                    token_ids = tuple(outcome.token_ids)
+                    planned.append(PlannedRequest(token_ids=token_ids, output_len=workload.output_len))
+                elif outcome.prompt_tokens is not None:  # without it, the lengths would not be the table's
                     raise ParameterError(
                         f"Row {outcome.row + 1:,} of {name} does not fit. {outcome.error}",
                         hint="Load the model with a longer context, or shorten the prompts.",
                     )
                 else:
-                    refused = outcome.error or refused
+                    reason = outcome.error or reason
             if len(planned) >= wanted:
                 break
     if not planned:
-        raise ParameterError(f"No row of {name} makes a prompt. {refused}", hint="Look at the template.")
+        raise ParameterError(f"No row of {name} makes a prompt. {reason}", hint="Look at the template.")
     return planned[:wanted]
+
+
+@contextlib.contextmanager
+def _staged(path: str) -> Iterator[tuple[duckdb.DuckDBPyConnection, tables.TableInfo]]:
+    """A file in a database that is gone afterwards: however large it is, memory stays as it was."""
+    with (
+        tempfile.TemporaryDirectory(prefix="benchmark-") as folder,
+        duckdb.connect(Path(folder) / "rows.duckdb", config=_BOUNDS) as connection,
+    ):
+        yield connection, tables.stage(Path(path), connection)
 
 
 def _check_prompt(prompt: PromptSpec) -> None:
@@ -231,7 +240,7 @@ def _check_prompt(prompt: PromptSpec) -> None:
 
 
 def _in_order(
-    con: duckdb.DuckDBPyConnection,
+    connection: duckdb.DuckDBPyConnection,
     columns: Sequence[tables.Column],
     order: np.ndarray,
     only: Sequence[str],
@@ -239,7 +248,7 @@ def _in_order(
     """The rows numbered `order`, in that order, some at a time."""
     for start in range(0, len(order), _AT_ONCE):
         wanted = order[start : start + _AT_ONCE].tolist()
-        found = {row.row: row for row in results.read_rows(con, columns, wanted, only=only)}
+        found = {row.row: row for row in results.read_rows(connection, columns, wanted, only=only)}
         yield [found[number] for number in wanted]
 
 
@@ -256,15 +265,14 @@ def _conversations(
     room = min(_MOST_TOTAL, engine.info.max_model_len)
     planned: list[PlannedRequest] = []
     talks = 0
-    with tempfile.TemporaryDirectory() as folder, duckdb.connect(str(Path(folder) / "talks")) as con:
-        staged = tables.stage(Path(workload.path), con)
+    with _staged(workload.path) as (connection, staged):
         if not any(column.name == "conversations" for column in staged.columns):
             raise ParameterError(
                 f"{name} holds no conversations: its entries have no key 'conversations'.",
                 hint='A file of ShareGPT form is a list of {"conversations": [{"from": ..., "value": ...}]}.',
             )
         order = rng.permutation(staged.rows)
-        for rows in _in_order(con, staged.columns, order, ("conversations",)):
+        for rows in _in_order(connection, staged.columns, order, ("conversations",)):
             pairs = [pair for row in rows if not row.problem and (pair := _pair(row.values["conversations"]))]
             talks += len(pairs)
             prompts = engine.encode([prompt for prompt, _answer in pairs], add_special_tokens=True)
@@ -290,9 +298,9 @@ def _pair(talk: Any) -> tuple[str, str] | None:
     turns = [turn for turn in talk if isinstance(turn, dict)] if isinstance(talk, list) else []
     for asked, answered in itertools.pairwise(turns):
         texts = asked.get("value"), answered.get("value")
-        is_user = asked.get("from") in _USERS and answered.get("from") not in _USERS
-        if is_user and all(isinstance(text, str) and text for text in texts):
-            return texts
+        is_pair = asked.get("from") in _USERS and answered.get("from") not in _USERS
+        if is_pair and all(isinstance(text, str) and 0 < len(text) <= _MOST_CHARACTERS for text in texts):
+            return encodable(texts[0]), encodable(texts[1])
     return None
 
 
