@@ -4,7 +4,7 @@
     .venv/bin/python docs/take_screenshots.py         # in another
 
 It asks one question in the chat, compares three parameter sets on rows of the
-example table, runs all of it, looks at the models, all for real; --folder keeps the
+example table, runs all of it, looks at the models and the API, all for real; --folder keeps the
 committed pictures as they are.
 """
 
@@ -115,19 +115,27 @@ def models(page: Page, folder: Path, url: str) -> None:
     shoot(page, folder, "models-load")
 
 
+def api(page: Page, folder: Path, url: str) -> None:
+    page.goto(f"{url}/api")
+    page.get_by_role("button", name="Start", exact=True).click()
+    page.get_by_text("/v1/chat/completions").first.wait_for(timeout=WAIT_MS)
+    shoot(page, folder, "api")
+    page.locator(".st-key-api-status").get_by_role("button", name="Stop").click()
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--url", default="http://127.0.0.1:8501")
     parser.add_argument("--folder", type=Path, default=ROOT / "docs" / "images")
-    parser.add_argument("--only", choices=("home", "chat", "compare", "batch", "models"))
+    parser.add_argument("--only", choices=("home", "chat", "compare", "batch", "models", "api"))
     arguments = parser.parse_args()
     arguments.folder.mkdir(parents=True, exist_ok=True)
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=find_browser(), args=["--no-sandbox"])
         page = browser.new_page(viewport={"width": 1280, "height": 900})
-        for walk in (home, chat, compare, batch, models):
+        for walk in (home, chat, compare, batch, models, api):
             if arguments.only in (None, walk.__name__):
                 walk(page, arguments.folder, arguments.url)
         browser.close()

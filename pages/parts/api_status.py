@@ -50,7 +50,6 @@ def draw() -> None:
 
 def _start_form(status: ApiStatus) -> None:
     with st.container(horizontal=True, vertical_alignment="bottom"):
-        # what was typed stays in the list, or it would be gone with the next look at the status
         hosts = list(dict.fromkeys((*_HOSTS, status.host)))
         host = st.selectbox(
             "Address", hosts, index=hosts.index(status.host), accept_new_options=True, key="api:host",
