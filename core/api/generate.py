@@ -30,6 +30,7 @@ from core.asks import encodable, read_messages
 from core.engines.base import Engine
 from core.errors import ParameterError, TemplateError, WorkbenchError
 from core.runtime import Runtime
+from core.slots import Slots
 from core.types import ChatPrompt, Completion, Delta, Message, Prompt
 from core.types import Request as EngineRequest
 
@@ -54,8 +55,8 @@ class Generate:
         # presets are read from the disk
         asked = await asyncio.to_thread(self._read, body, engine, call)
         if _flag(body, "stream"):
-            return await _streamed(request, engine, asked, call)
-        completion = await unless_gone(request, _complete(engine, asked, call))
+            return await _streamed(request, engine, self._runtime.slots, asked, call)
+        completion = await unless_gone(request, _complete(engine, self._runtime.slots, asked, call))
         return JSONResponse(_answer(completion, call.model))
 
     def _read(self, body: Mapping[str, Any], engine: Engine, call: Call) -> EngineRequest:
@@ -82,8 +83,12 @@ class Generate:
         )
 
 
-async def _complete(engine: Engine, asked: EngineRequest, call: Call) -> Completion:
-    working = asyncio.ensure_future(engine.complete(asked))
+async def _complete(engine: Engine, slots: Slots, asked: EngineRequest, call: Call) -> Completion:
+    async def complete() -> Completion:
+        async with slots.held(call.priority):
+            return await engine.complete(asked)
+
+    working = asyncio.ensure_future(complete())
     try:
         with call.abortable(working.cancel):
             await asyncio.wait({working})
@@ -98,9 +103,11 @@ async def _complete(engine: Engine, asked: EngineRequest, call: Call) -> Complet
     return completion
 
 
-async def _streamed(request: Request, engine: Engine, asked: EngineRequest, call: Call) -> Response:
+async def _streamed(
+    request: Request, engine: Engine, slots: Slots, asked: EngineRequest, call: Call
+) -> Response:
     """Raises what the engine says before the first token: so long, the status can still tell."""
-    events = _events(engine, asked, call)
+    events = _events(engine, slots, asked, call)
     try:
         first = await unless_gone(request, anext(events))
     except BaseException:
@@ -121,12 +128,12 @@ async def _streamed(request: Request, engine: Engine, asked: EngineRequest, call
     return StreamingResponse(all_events(), media_type="text/event-stream", headers=headers)
 
 
-async def _events(engine: Engine, asked: EngineRequest, call: Call) -> AsyncIterator[str]:
+async def _events(engine: Engine, slots: Slots, asked: EngineRequest, call: Call) -> AsyncIterator[str]:
     """The answer piece by piece, then its figures. Closing it aborts the request."""
     items: asyncio.Queue[Delta | Completion | None] = asyncio.Queue()
 
     async def generate() -> None:
-        async with contextlib.aclosing(engine.stream(asked)) as stream:
+        async with slots.held(call.priority), contextlib.aclosing(engine.stream(asked)) as stream:
             async for item in stream:
                 items.put_nowait(item)
 
@@ -156,7 +163,7 @@ def _count(call: Call, item: Delta | Completion) -> None:
 
 
 def _refuse_aborted() -> NoReturn:
-    raise HttpError(409, "The request was ended by whoever runs this server.", code="aborted")
+    raise HttpError(400, "The request was ended by whoever runs this server.", code="aborted")
 
 
 def _check_names(body: Mapping[str, Any]) -> None:

@@ -7,8 +7,10 @@ import functools
 import json
 import logging
 from collections.abc import Awaitable, Callable, Coroutine, Mapping
+from dataclasses import dataclass
 from typing import Any, TypeVar
 
+import sqlalchemy as sa
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 
@@ -95,3 +97,44 @@ async def unless_gone(request: Request, work: Coroutine[Any, Any, T]) -> T:
 async def _left(request: Request) -> None:
     while (await request.receive())["type"] != "http.disconnect":
         pass
+
+
+@dataclass(frozen=True, slots=True)
+class Page:
+    """A part of a list: at most `limit` entries behind the one whose id is `after`, newest first."""
+
+    after: str | None
+    limit: int
+    oldest_first: bool = False
+
+    def of(
+        self, query: sa.Select[Any], at: sa.Column[Any], name: sa.Column[Any], place: tuple[Any, str] | None
+    ) -> sa.Select[Any]:
+        """`query` in order of `at` and then `name`, from behind `place`, with one row more than `limit`."""
+        if place is not None:
+            since, beside = place
+            same = sa.and_(at == since, name > beside if self.oldest_first else name < beside)
+            query = query.where(sa.or_(at > since if self.oldest_first else at < since, same))
+        order = (at, name) if self.oldest_first else (at.desc(), name.desc())
+        return query.order_by(*order).limit(self.limit + 1)
+
+    def body(self, entries: list[dict[str, Any]], more: bool) -> dict[str, Any]:
+        """The entries as OpenAI's lists are."""
+        return {
+            "object": "list",
+            "data": entries,
+            "first_id": entries[0]["id"] if entries else None,
+            "last_id": entries[-1]["id"] if entries else None,
+            "has_more": more,
+        }
+
+
+def read_page(request: Request, *, default: int, most: int) -> Page:
+    """What the query asks for with after, limit and order. Raises HttpError."""
+    asked = request.query_params
+    limit, order = asked.get("limit", str(default)), asked.get("order", "desc")
+    if not limit.isascii() or not limit.isdigit() or not 1 <= int(limit[:9]) <= most:
+        raise HttpError(400, f"limit is a number from 1 to {most:,}.", param="limit")
+    if order not in ("asc", "desc"):
+        raise HttpError(400, "order is asc or desc.", param="order")
+    return Page(asked.get("after"), int(limit), order == "asc")

@@ -13,7 +13,10 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
+from core.api.batch_routes import BatchRoutes
+from core.api.batches import Batches
 from core.api.context import ApiContext
+from core.api.files import FileRoutes, Files
 from core.api.generate import Generate
 from core.api.incoming import in_openai_form
 from core.api.models import ModelNames
@@ -28,20 +31,28 @@ class OwnApi:
 
     def __init__(self, context: ApiContext) -> None:
         self.names = ModelNames(context.runtime, context.store)
-        self._generate = Generate(context.runtime, self.names)
+        files = Files(context.store, context.settings)
+        self._batches = Batches(context, files, self.names)
+        self._rooms = (
+            Generate(context.runtime, self.names),
+            FileRoutes(files),
+            BatchRoutes(self._batches, files),
+        )
 
     def start(self) -> None:
         """Go on with the batches that nobody else works on. Returns at once."""
+        self._batches.start()
 
     def close(self) -> None:
-        """Leave them to the next start. Before the jobs are closed. Safe to call twice."""
+        """Leave them to the next start. Before the jobs are closed. Not on the loop; safe to call twice."""
+        self._batches.close()
 
     def routes(self) -> list[Route]:
         """For the app behind the gate: each answers for `core.api.live.current()`."""
         return [
             Route("/v1/models", in_openai_form(self._models), methods=["GET"]),
             Route("/v1/models/{name:path}", in_openai_form(self._model), methods=["GET"]),
-            *self._generate.routes(),
+            *(route for room in self._rooms for route in room.routes()),
         ]
 
     async def _models(self, _request: Request) -> Response:
