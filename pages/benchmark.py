@@ -5,7 +5,16 @@ from __future__ import annotations
 import streamlit as st
 
 from core.errors import BenchError
-from pages.parts import bench_list, bench_live, bench_nav, bench_result, bench_setup, session
+from pages.parts import (
+    bench_compare,
+    bench_history,
+    bench_list,
+    bench_live,
+    bench_nav,
+    bench_result,
+    bench_setup,
+    session,
+)
 
 
 def _run() -> None:
@@ -32,9 +41,13 @@ def _results() -> None:
         bench_result.draw(opened)
 
 
-_SECTIONS = {bench_nav.RUN: ("Run", (_run,)), bench_nav.RESULTS: ("Results", (_results,))}
+_SECTIONS = {
+    bench_nav.RUN: ("Run", _run),
+    bench_nav.RESULTS: ("Results", _results),
+    "compare": ("Compare", bench_compare.draw),
+    "history": ("History", bench_history.draw),
+}
 
 st.title("Benchmark", anchor=False)
-chosen = bench_nav.section({name: title for name, (title, _parts) in _SECTIONS.items()})
-for draw in _SECTIONS[chosen][1]:
-    draw()
+chosen = bench_nav.section({name: title for name, (title, _draw) in _SECTIONS.items()})
+_SECTIONS[chosen][1]()

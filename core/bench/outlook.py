@@ -68,6 +68,19 @@ def outlook(spec: BenchSpec, model: str, engine: str, earlier: Iterable[BenchVie
     )
 
 
+def longest(workload: Workload) -> int | None:
+    """Tokens of its longest request, prompt and answer; None where only the file says."""
+    if isinstance(workload, RandomWorkload):
+        most = 1 + workload.range_ratio
+        return (
+            workload.prefix_len
+            + math.floor(workload.input_len * most)
+            + math.floor(workload.output_len * most)
+        )
+    sizes = _sizes(workload)
+    return None if sizes is None else sum(sizes)
+
+
 def _loads(spec: BenchSpec) -> list[Load]:
     if spec.kind == "throughput":
         return [Load()]

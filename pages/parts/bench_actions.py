@@ -66,7 +66,7 @@ def _export_menu(view: BenchView) -> None:
                 "JSON",
                 "jsonl" if several else "json",
                 "application/json",
-                _json,
+                as_json,
                 "As vllm bench writes it"
                 + (", a line for each point" if several else "")
                 + ": tools that read those read this.",
@@ -90,7 +90,7 @@ def _file(view: BenchView, number: int) -> Path:
     return session.benchmarks().path(view.benchmark_id, number)
 
 
-def _json(view: BenchView) -> str:
+def as_json(view: BenchView) -> str:
     """The file of the one point, or one JSON document a line, as `vllm bench serve --append-result`."""
     texts = [_file(view, point.number).read_text(encoding="utf-8") for point in view.points]
     return texts[0] if len(texts) == 1 else "".join(f"{json.dumps(json.loads(text))}\n" for text in texts)

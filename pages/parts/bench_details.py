@@ -45,7 +45,7 @@ def draw(view: BenchView, summary: PointSummary) -> None:
         view, point
     )
     if not charts:
-        st.caption(_missing(view, chosen))
+        st.caption(_missing(point, chosen))
     for start in range(0, len(charts), 2):
         pair = charts[start : start + 2]
         places = [st.container()] if len(charts) == 1 else st.columns(2)
@@ -61,9 +61,9 @@ def _point(benchmark_id: str, number: int) -> Point:
     return session.benchmarks().point(benchmark_id, number)
 
 
-def _missing(view: BenchView, chosen: str) -> str:
-    if view.source:
-        return "The imported file does not tell. vllm bench writes each request with --save-detailed."
+def _missing(point: Point, chosen: str) -> str:
+    if not point.records:
+        return "The file does not tell. vllm bench writes each request with --save-detailed."
     if chosen == "latency":
         return "Here answers come whole: single tokens were not timed. A serving benchmark times them."
     return "It was too short to be looked at more than once."

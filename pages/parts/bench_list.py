@@ -5,7 +5,7 @@ from __future__ import annotations
 import streamlit as st
 
 from core.bench.records import BenchView
-from pages.parts import bench_nav, session
+from pages.parts import bench_import, bench_nav, session
 from pages.parts.bench_words import KINDS, asked_words, headline, state_badge
 from pages.parts.charts import counted
 from pages.parts.markdown import plain_text
@@ -25,7 +25,13 @@ def draw() -> None:
         st.button(
             "Run a benchmark", icon=":material/play_arrow:", on_click=bench_nav.go, args=(bench_nav.RUN,)
         )
-        return
+    else:
+        _list(views)
+    with st.expander("Import results of vllm bench", icon=":material/upload_file:", key="bench:import"):
+        bench_import.draw()
+
+
+def _list(views: tuple[BenchView, ...]) -> None:
     shown = _search(views)
     st.caption(f"{counted(len(views), 'benchmark')} in this workspace")
     titles = ("Benchmark", "Model", "Result", "When", "")
@@ -55,7 +61,7 @@ def _row(view: BenchView) -> None:
             st.markdown(f"**{plain_text(view.name)}**{state_badge(view)}{baseline}")
             words = [KINDS.get(view.kind, view.kind)]
             words += [asked_words(view)] if view.spec else ["imported"]
-            st.caption(f"{words[0]} · {words[1]}")
+            st.caption(plain_text(" · ".join(words)))
         with model.container(gap=None):
             st.markdown(plain_text(_model(view) or "–"))
             st.caption(plain_text(_engine(view)))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import streamlit as st
 from pydantic import ValidationError
 
-from core.bench.outlook import Outlook, outlook
+from core.bench.outlook import Outlook, longest, outlook
 from core.bench.spec import METRICS, BenchSpec
 from core.errors import ParameterError, WorkbenchError
 from pages.parts import bench_files, bench_nav, session
@@ -144,7 +144,13 @@ def _go(spec: BenchSpec | None, problem: str) -> None:
     """What will be done, about how long, and Start."""
     runtime = session.runtime()
     info = runtime.status().info
-    if spec is not None and info is None:
+    if spec is not None and info is not None and (longest(spec.workload) or 0) > info.max_model_len:
+        problem = (
+            f"A request of {longest(spec.workload):,} tokens does not fit: the context holds "
+            f"{info.max_model_len:,}. Ask for less, or load the model with a longer context."
+        )
+        spec = None
+    elif spec is not None and info is None:
         problem = "Load a model first: a benchmark measures the engine that is loaded."
     others = {name: count for name, count in runtime.in_use().items() if name != "benchmarks"}
     if others and not problem:
@@ -183,7 +189,7 @@ def _words(spec: BenchSpec) -> str:
         what = workload_words(spec.workload)
     most = "at most " if expected.is_bound else ""
     times = "" if expected.points == 1 else f", {most}{expected.points:,} times"
-    return f"**{what}**{times}{_time_words(expected)}"
+    return f"**{plain_text(what)}**{times}{_time_words(expected)}"
 
 
 def _time_words(expected: Outlook) -> str:

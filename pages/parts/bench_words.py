@@ -56,7 +56,7 @@ def about(view: BenchView) -> str:
     words = [KINDS.get(view.kind, view.kind)]
     if view.spec is not None:
         words.append(asked_words(view))
-    elif view.source:
+    if view.source:
         words.append(f"from {view.source}")
     environment = view.environment
     words += [
@@ -69,7 +69,7 @@ def about(view: BenchView) -> str:
 
 
 def asked_words(view: BenchView) -> str:
-    """What was asked, in a few words."""
+    """What was asked, in a few words; plain text."""
     spec = view.spec
     if spec.kind == "latency":
         return (

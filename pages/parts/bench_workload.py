@@ -13,7 +13,6 @@ from core.bench.spec import (
     Workload,
 )
 from pages.parts import bench_files, bench_table
-from pages.parts.markdown import plain_text
 
 _WORKLOADS = {
     "random": "Random tokens",
@@ -124,7 +123,7 @@ def _conversations(key: str, given: Workload) -> ConversationWorkload | None:
 
 
 def workload_words(workload: Workload) -> str:
-    """200 random prompts, 256 tokens in, 64 out."""
+    """200 random prompts, 256 tokens in, 64 out. Plain text: it may name a file from outside."""
     if isinstance(workload, RandomWorkload):
         vary = f" (±{workload.range_ratio:.0%})" if workload.range_ratio else ""
         prefix = f" after {workload.prefix_len:,} common ones" if workload.prefix_len else ""
@@ -140,5 +139,5 @@ def workload_words(workload: Workload) -> str:
     rows = "all" if workload.num_prompts is None else f"{workload.num_prompts:,}"
     out = "" if workload.output_len is None else f", {workload.output_len:,} tokens out"
     if isinstance(workload, ConversationWorkload):
-        return f"{rows} conversations of {plain_text(bench_files.name_of(workload.path))}{out}"
-    return f"{rows} rows of {plain_text(bench_files.name_of(workload.path))}{out}"
+        return f"{rows} conversations of {bench_files.name_of(workload.path)}{out}"
+    return f"{rows} rows of {bench_files.name_of(workload.path)}{out}"
