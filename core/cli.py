@@ -35,6 +35,7 @@ app = typer.Typer(
 )
 app.add_typer(cli_models.app, name="models")
 app.add_typer(cli_presets.app, name="presets")
+cli_bench_compare.add_to(cli_bench.app)
 app.add_typer(cli_bench.app, name="bench")
 app.command(short_help="Run a model over every row of a table.")(cli_batch.batch)
 app.command(short_help="Ask prompts under several parameter sets, and score the answers.")(

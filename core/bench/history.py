@@ -1,20 +1,15 @@
-"""One metric of all benchmarks that ask the same, over time and versions; and reading them for that."""
+"""One metric of all benchmarks that ask the same, over time and versions."""
 
 from __future__ import annotations
 
 import datetime as dt
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 from core.bench import figures
-from core.bench.differences import Subject, conditions, workload_key
-from core.bench.records import BenchView, Point
+from core.bench.differences import conditions, workload_key
+from core.bench.records import BenchView
 from core.bench.spec import Load
-from core.errors import BenchError
-
-if TYPE_CHECKING:
-    from core.bench.runner import Benchmarks
 
 _CHANGES_TOLD = 6
 
@@ -98,18 +93,3 @@ def changes(before: BenchView, after: BenchView) -> tuple[str, ...]:
     ]
     more = len(found) - _CHANGES_TOLD
     return tuple(found) if more <= 0 else (*found[:_CHANGES_TOLD], f"and {more} more")
-
-
-def subject(benchmarks: Benchmarks, benchmark_id: str) -> Subject:
-    """A benchmark with the details of its points. A point whose file is gone comes without them.
-
-    Raises BenchError when there is no such benchmark.
-    """
-    view = benchmarks.view(benchmark_id)
-    points: list[Point] = []
-    for summary in view.points:
-        try:
-            points.append(benchmarks.point(benchmark_id, summary.number))
-        except BenchError:  # deleted by hand: its summary still compares
-            points.append(figures.without_details(summary))
-    return Subject(view, tuple(points))

@@ -5,76 +5,65 @@ The page holds everything it shows: it loads nothing and runs nothing.
 
 from __future__ import annotations
 
-import functools
 import json
-import re
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass, field
-from pathlib import Path
+from typing import TYPE_CHECKING
 
-import jinja2
 from markupsafe import Markup
 
-import core
 from core.bench import figures, knee, metrics
-from core.bench.differences import NO_DIFFERENCE, ONE_REPEAT, Comparison, Difference, conditions, measured
+from core.bench.differences import (
+    NO_DIFFERENCE,
+    ONE_REPEAT,
+    Comparison,
+    Difference,
+    Subject,
+    conditions,
+    measured,
+)
 from core.bench.figures import Figure, Metric
 from core.bench.records import BenchView, Point
 from core.bench.report_charts import Bar, Series, bars, histogram, lines, number
+from core.bench.report_writing import Cell, Report, Section, html, markdown
 from core.bench.spec import Load
 
-_TEMPLATE = Path(__file__).with_name("report.html")
+if TYPE_CHECKING:
+    from core.bench.engines import Bar as EngineBar
+
 _TITLES = {"throughput": "Throughput", "serve": "Serving", "latency": "Latency"}
 _LATENCIES = {"ttft": "Time to first token", "tpot": "Time per output token", "itl": "Inter-token latency",
               "e2el": "End-to-end latency"}  # fmt: skip
 _ERRORS_SHOWN = 10
 _BARS_SHOWN = 12
-_MARKDOWN = re.compile(r"([\\`*_\[\]<>|~$&@!#]|:(?=//|\w+:))")
-
-
-@dataclass(frozen=True, slots=True)
-class _Cell:
-    text: str
-    more: str = ""
-    style: str = ""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Section:
-    title: str
-    about: str = ""
-    heads: Sequence[str] = ()
-    rows: Sequence[Sequence[_Cell]] = ()
-    charts: Sequence[tuple[str, Markup]] = ()
-    text: str = ""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Report:
-    title: str
-    about: str
-    warnings: Sequence[str] = ()
-    sections: Sequence[_Section] = field(default=())
 
 
 def to_html(view: BenchView, points: Sequence[Point]) -> str:
     """One benchmark with the details of its points."""
-    return _html(_of_one(view, points, charts=True))
+    return html(_of_one(view, points, charts=True))
 
 
 def to_markdown(view: BenchView, points: Sequence[Point]) -> str:
     """The same without charts."""
-    return _markdown(_of_one(view, points, charts=False))
+    return markdown(_of_one(view, points, charts=False))
 
 
 def comparison_html(comparison: Comparison) -> str:
     """Benchmarks beside each other, with what differs between them first."""
-    return _html(_of_several(comparison, charts=True))
+    return html(_of_several(comparison, charts=True))
 
 
 def comparison_markdown(comparison: Comparison) -> str:
-    return _markdown(_of_several(comparison, charts=False))
+    return markdown(_of_several(comparison, charts=False))
+
+
+def engines_html(subjects: Sequence[Subject], bars: Sequence[EngineBar]) -> str:
+    """One workload on several engines, and under what conditions each was measured."""
+    return html(_of_engines(subjects, bars, charts=True))
+
+
+def engines_markdown(subjects: Sequence[Subject], bars: Sequence[EngineBar]) -> str:
+    return markdown(_of_engines(subjects, bars, charts=False))
 
 
 def in_words(value: float, metric: Metric, *, signed: bool = False) -> str:
@@ -110,20 +99,20 @@ def share_in_words(share: float | None) -> str:
 # -- one ---------------------------------------------------------------------------
 
 
-def _of_one(view: BenchView, points: Sequence[Point], *, charts: bool) -> _Report:
+def _of_one(view: BenchView, points: Sequence[Point], *, charts: bool) -> Report:
     groups = measured(points)
     sections = [_conditions_section((view,), ("Value",), only_different=False)]
     sections += [_figures_section(load, repeats, charts) for load, repeats in groups.items()]
     if charts and (chart := _sweep_chart(view, groups)):
-        sections.insert(1, _Section(title="Latency against throughput", charts=[chart]))
+        sections.insert(1, Section(title="Latency against throughput", charts=[chart]))
     errors = Counter(record.error for point in points for record in point.records if record.error)
     if errors:
-        rows = [[_Cell(text), _Cell(f"{many:,}")] for text, many in errors.most_common(_ERRORS_SHOWN)]
-        sections.append(_Section(title="Failed requests", heads=("Why", "Requests"), rows=rows))
+        rows = [[Cell(text), Cell(f"{many:,}")] for text, many in errors.most_common(_ERRORS_SHOWN)]
+        sections.append(Section(title="Failed requests", heads=("Why", "Requests"), rows=rows))
     if view.spec is not None:
         said = json.dumps(view.spec.model_dump(mode="json"), ensure_ascii=False, indent=2)
-        sections.append(_Section(title="Specification", about="What repeats this benchmark.", text=said))
-    return _Report(
+        sections.append(Section(title="Specification", about="What repeats this benchmark.", text=said))
+    return Report(
         title=view.name or view.benchmark_id,
         about=_about(view),
         warnings=_warnings(view, points),
@@ -156,7 +145,7 @@ def _warnings(view: BenchView, points: Sequence[Point]) -> list[str]:
     return found
 
 
-def _figures_section(load: Load | None, repeats: Sequence[Point], charts: bool) -> _Section:
+def _figures_section(load: Load | None, repeats: Sequence[Point], charts: bool) -> Section:
     rows = []
     for name in figures.names(repeats):
         metric, found = figures.metric(name), figures.figure(name, repeats)
@@ -164,13 +153,13 @@ def _figures_section(load: Load | None, repeats: Sequence[Point], charts: bool) 
             each = ", ".join(number(value) for value in found.values) if len(found.values) > 1 else ""
             rows.append(
                 [
-                    _Cell(metric.title, metric.help),
-                    _Cell(in_words(found.value, metric), style="figure"),
-                    _Cell(spread_in_words(found), style="figure"),
-                    _Cell(each),
+                    Cell(metric.title, metric.help),
+                    Cell(in_words(found.value, metric), style="figure"),
+                    Cell(spread_in_words(found), style="figure"),
+                    Cell(each),
                 ]
             )
-    return _Section(
+    return Section(
         title=f"At {load.title}" if load else "Figures",
         about="Rates are sums by sums, percentiles of all requests together. Of one repeat, the 95% interval "
         "says how its requests vary, not how another run would come out.",
@@ -223,14 +212,14 @@ def _sweep_chart(view: BenchView, groups: dict[Load | None, tuple[Point, ...]]) 
 # -- several -----------------------------------------------------------------------
 
 
-def _of_several(comparison: Comparison, *, charts: bool) -> _Report:
+def _of_several(comparison: Comparison, *, charts: bool) -> Report:
     names, base = comparison.names, comparison.names[comparison.baseline]
     sections = [_condition_rows(comparison.conditions, names, only_different=True)]
     if comparison.regressions:
         sections.insert(0, _regressions_section(comparison))
     for at in comparison.loads:
         rows = [
-            [_Cell(line.metric.title, line.metric.help)]
+            [Cell(line.metric.title, line.metric.help)]
             + [_figure_cell(line.metric, *pair) for pair in zip(line.figures, line.differences, strict=True)]
             for line in at.lines
         ]
@@ -244,7 +233,7 @@ def _of_several(comparison: Comparison, *, charts: bool) -> _Report:
         ]
         drawn = [(line.metric.title, _bars(line.figures, names, line.metric)) for line in shown]
         sections.append(
-            _Section(
+            Section(
                 title=f"At {at.title}" if at.title else "Figures",
                 about=f"Differences are to {base}, with 95% intervals over repeats.",
                 heads=heads,
@@ -253,7 +242,7 @@ def _of_several(comparison: Comparison, *, charts: bool) -> _Report:
             )
         )
     about = f"{len(names)} benchmarks, baseline {base}. Of twenty figures that are alike, about one shows a "
-    return _Report(
+    return Report(
         title=" against ".join(names) if len(names) == 2 else f"{len(names)} benchmarks side by side",
         about=about + "difference by chance.",
         warnings=comparison.warnings,
@@ -261,25 +250,25 @@ def _of_several(comparison: Comparison, *, charts: bool) -> _Report:
     )
 
 
-def _regressions_section(comparison: Comparison) -> _Section:
+def _regressions_section(comparison: Comparison) -> Section:
     rows = []
     for at, line, place in comparison.regressions:
         found = line.differences[place]
         if found is not None:
             rows.append(
                 [
-                    _Cell(comparison.names[place]),
-                    _Cell(line.metric.title, at.title),
-                    _Cell(share_in_words(found.share), style="figure worse"),
+                    Cell(comparison.names[place]),
+                    Cell(line.metric.title, at.title),
+                    Cell(share_in_words(found.share), style="figure worse"),
                 ]
             )
     about = f"Worse than the baseline beyond the interval, and by {comparison.threshold:.0%} or more."
-    return _Section(title="Regressions", about=about, heads=("Benchmark", "Figure", "Difference"), rows=rows)
+    return Section(title="Regressions", about=about, heads=("Benchmark", "Figure", "Difference"), rows=rows)
 
 
-def _figure_cell(metric: Metric, figure: Figure | None, difference: Difference | None) -> _Cell:
+def _figure_cell(metric: Metric, figure: Figure | None, difference: Difference | None) -> Cell:
     if figure is None:
-        return _Cell("–", style="none")
+        return Cell("–", style="none")
     more = [spread_in_words(figure)]
     style = "figure"
     if difference is not None:
@@ -287,7 +276,41 @@ def _figure_cell(metric: Metric, figure: Figure | None, difference: Difference |
         more.append(f"{share}, {difference.verdict}")
         if difference.verdict not in (NO_DIFFERENCE, ONE_REPEAT):
             style += f" {difference.verdict}"
-    return _Cell(in_words(figure.value, metric), "; ".join(more), style)
+    return Cell(in_words(figure.value, metric), "; ".join(more), style)
+
+
+def _of_engines(subjects: Sequence[Subject], found: Sequence[EngineBar], *, charts: bool) -> Report:
+    metric = figures.RATES["output_throughput"]
+    sections = []
+    for load in dict.fromkeys(bar.load for bar in found):
+        own = [bar for bar in found if bar.load == load]
+        least = min(bar.figure.value for bar in own)
+        rows = [
+            [
+                Cell(bar.title),
+                Cell(in_words(bar.figure.value, metric), spread_in_words(bar.figure), "figure"),
+                Cell(f"{bar.figure.value / least:.1f} times" if least else "–", style="figure"),
+            ]
+            for bar in own
+        ]
+        items = [Bar(bar.title, bar.figure.value, bar.figure.low, bar.figure.high) for bar in own]
+        drawn = [(metric.title, bars(items, f"{metric.title} (line: 95% interval over repeats)"))]
+        sections.append(
+            Section(
+                title=f"{load.title.capitalize()}" if load else "All requests",
+                heads=("Engine", "Output tokens/s", "Of the slowest"),
+                rows=rows,
+                charts=drawn if charts else (),
+            )
+        )
+    views = [subject.view for subject in subjects]
+    names = [view.name for view in views]
+    sections.append(_conditions_section(views, names, only_different=False))
+    return Report(
+        title="Engines in one picture",
+        about="The same model and prompts of the same lengths on each engine, one after the other.",
+        sections=sections,
+    )
 
 
 def _bars(found: Sequence[Figure | None], names: Sequence[str], metric: Metric) -> Markup:
@@ -299,69 +322,16 @@ def _bars(found: Sequence[Figure | None], names: Sequence[str], metric: Metric) 
     return bars(items[:_BARS_SHOWN], f"{metric.title}, {metric.unit} (line: 95% interval)")
 
 
-def _conditions_section(
-    views: Sequence[BenchView], names: Sequence[str], *, only_different: bool
-) -> _Section:
+def _conditions_section(views: Sequence[BenchView], names: Sequence[str], *, only_different: bool) -> Section:
     return _condition_rows(conditions(views), names, only_different=only_different)
 
 
-def _condition_rows(found: Sequence, names: Sequence[str], *, only_different: bool) -> _Section:
+def _condition_rows(found: Sequence, names: Sequence[str], *, only_different: bool) -> Section:
     rows = [
-        [_Cell(one.name, one.group), *(_Cell("–" if value is None else value) for value in one.values)]
+        [Cell(one.name, one.group), *(Cell("–" if value is None else value) for value in one.values)]
         for one in found
         if one.differs or not only_different
     ]
     title = "What differs between them" if only_different else "Conditions"
     about = "Nothing that is known." if only_different and not rows else ""
-    return _Section(title=title, about=about, heads=("", *names), rows=rows)
-
-
-# -- writing -----------------------------------------------------------------------
-
-
-def _html(report: _Report) -> str:
-    return _template().render(
-        title=report.title,
-        about=report.about,
-        warnings=report.warnings,
-        sections=report.sections,
-        version=core.__version__,
-    )
-
-
-@functools.cache
-def _template() -> jinja2.Template:
-    environment = jinja2.Environment(
-        autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
-    )
-    return environment.from_string(_TEMPLATE.read_text(encoding="utf-8"))
-
-
-def _markdown(report: _Report) -> str:
-    parts = [f"# {_plain(report.title)}", _plain(report.about)]
-    parts += [f"> {_plain(text)}" for text in report.warnings]
-    for section in report.sections:
-        parts.append(f"## {_plain(section.title)}")
-        if section.about:
-            parts.append(_plain(section.about))
-        if section.rows:
-            head = f"| {' | '.join(_plain(text) for text in section.heads)} |"
-            rule = f"|{' --- |' * len(section.heads)}"
-            parts.append("\n".join([head, rule, *(_row(row) for row in section.rows)]))
-        if section.text:
-            fence = "`" * max(3, 1 + max((len(run) for run in re.findall("`+", section.text)), default=0))
-            parts.append(f"{fence}json\n{section.text}\n{fence}")
-    parts.append(f"vLLM Workbench {core.__version__}")
-    return "\n\n".join(parts) + "\n"
-
-
-def _row(cells: Sequence[_Cell]) -> str:
-    """The first column's explanation stays out: it is for reading beside a table, not for pasting."""
-    first, *others = cells
-    texts = [first.text] + [f"{cell.text} ({cell.more})" if cell.more else cell.text for cell in others]
-    return f"| {' | '.join(_plain(text) for text in texts)} |"
-
-
-def _plain(text: str) -> str:
-    """One line that Markdown shows letter by letter: it makes no link, image, mention or HTML of it."""
-    return _MARKDOWN.sub(r"\\\1", " ".join(text.split()))
+    return Section(title=title, about=about, heads=("", *names), rows=rows)

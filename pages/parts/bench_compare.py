@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import streamlit as st
 
-from core.bench import differences, history, report
+from core.bench import differences, report, subjects
 from core.bench.differences import Comparison, Line
 from core.bench.records import BenchView
 from core.errors import BenchError
@@ -108,7 +108,7 @@ def _compared(
     ids: tuple[str, ...], stamps: tuple[tuple[str, str, int], ...], baseline: int, threshold: float
 ) -> Comparison:
     """Kept for as long as what `stamps` say of them holds."""
-    subjects = [history.subject(session.benchmarks(), one) for one in ids]
+    subjects = [subjects.kept(session.benchmarks(), one) for one in ids]
     return differences.compare(subjects, baseline, threshold)
 
 
