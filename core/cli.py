@@ -14,6 +14,7 @@ import typer
 from core import (
     cli_batch,
     cli_bench,
+    cli_bench_compare,
     cli_compare,
     cli_models,
     cli_presets,
