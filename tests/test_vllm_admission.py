@@ -122,6 +122,20 @@ def test_while_somebody_chats_a_step_takes_one_lot_in_order_and_the_chat_never_w
     talked(steps)
 
 
+def test_who_is_more_urgent_than_a_batch_enters_before_its_rows_that_wait(talked):
+    async def steps(talk):
+        await talk.send("chat", 10, Priority.CHAT)
+        for number in range(4):
+            await talk.send(number, 100)
+        await talk.send("program", 100, Priority.API)
+        await talk.send("comparison", 100, Priority.COMPARE)
+        for _step in range(3):
+            await talk.step()
+        assert talk.entered == ["chat", 0, "comparison", "program", 1]
+
+    talked(steps)
+
+
 def test_a_prompt_longer_than_a_lot_enters_alone_and_the_next_ones_pay_for_it(talked):
     async def steps(talk):
         await talk.send("chat", 10, Priority.CHAT)

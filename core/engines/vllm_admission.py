@@ -10,8 +10,9 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import heapq
+import itertools
 import time
-from collections import deque
 from collections.abc import AsyncIterator, Callable
 
 from core.engines.vllm_settings import Choice, DeviceFacts
@@ -41,7 +42,7 @@ class Admission:
     `chat_tokens` a step while somebody chats (0: nobody ever waits), else `step_tokens`, which are
     what a step can read; what is left over of two such steps is saved. A long prompt enters alone,
     and is taken off the next steps. Tokens that the prefix cache has are not read again:
-    `cached_share` of each prompt doesn't count.
+    `cached_share` of each prompt doesn't count. Who waits enters by priority, lowest first, then by turn.
 
     `step` is called after each step of the engine, `entering` around each request. Both belong
     to one event loop.
@@ -62,7 +63,8 @@ class Admission:
         self._chats = 0
         self._quiet_from = float("-inf")
         self._inside = 0
-        self._waiting: deque[tuple[int, asyncio.Future[None]]] = deque()
+        self._turns = itertools.count()
+        self._waiting: list[tuple[int, int, int, asyncio.Future[None]]] = []
 
     def step(self) -> None:
         """The engine has made a step: more may come."""
@@ -78,7 +80,7 @@ class Admission:
             self._chats += 1
             self._left = min(self._left, self.chat_tokens)
         elif self.chat_tokens:
-            await self._wait(round(tokens * (1 - self._cached_share())))
+            await self._wait(priority, round(tokens * (1 - self._cached_share())))
         self._inside += 1
         try:
             yield
@@ -97,9 +99,9 @@ class Admission:
     def _lot(self) -> int:
         return self.chat_tokens if self._is_paced else self._step_tokens
 
-    async def _wait(self, tokens: int) -> None:
+    async def _wait(self, priority: int, tokens: int) -> None:
         turn = asyncio.get_running_loop().create_future()
-        self._waiting.append((tokens, turn))
+        heapq.heappush(self._waiting, (priority, next(self._turns), tokens, turn))
         self._admit()
         while not turn.done():
             try:
@@ -113,11 +115,11 @@ class Admission:
 
     def _admit(self) -> None:
         while self._waiting:
-            tokens, turn = self._waiting[0]
+            *_, tokens, turn = self._waiting[0]
             # with nothing in the engine there will be no step to wait for
             if self._left < min(tokens, self._lot) and self._inside:
                 return
-            self._waiting.popleft()
+            heapq.heappop(self._waiting)
             if not turn.done():
                 self._left -= tokens
                 turn.set_result(None)
