@@ -7,6 +7,7 @@ import plotly.graph_objects as go
 import streamlit as st
 
 from core.bench import metrics
+from core.bench.command_line import command_line
 from core.bench.records import BenchView, Point, PointSummary
 from core.errors import WorkbenchError
 from pages.parts import bench_charts, session
@@ -135,9 +136,13 @@ def _conditions(view: BenchView) -> None:
     ]
     if rows:
         st.dataframe(rows, hide_index=True)
-    if view.spec is not None:
-        st.caption("What was asked")
-        st.json(view.spec.model_dump(mode="json", exclude_defaults=False), expanded=1)
+    if view.spec is None:
+        return
+    if line := command_line(view.spec):
+        st.caption("The same from the command line; --model and --engine say on what")
+        st.code(line, language="shell", wrap_lines=True)
+    with st.expander("The specification"):
+        st.json(view.spec.model_dump(mode="json"), expanded=1)
 
 
 def _flat(environment: object, before: str = "") -> list[tuple[str, object]]:
