@@ -27,6 +27,7 @@ HEAVY = {
     "peft": {"core/adapters/merge_worker.py"},
     "torch": {
         "core/adapters/merge_worker.py",
+        "core/bench/device_rates_worker.py",
         "core/embedded.py",
         "core/engines/hf_backend.py",
         "core/engines/hf_rows.py",
