@@ -164,24 +164,25 @@ class Batches:
             except HttpError as error:
                 return await self._fail(batch, LineError(code="invalid_request_file", message=error.message))
             batch = await self._change(batch, run_id=run_id)
-        info = await self._engine_info(batch)
+        info = await self._engine_info(batch) if batch.status == "validating" else None
         if info is None:
             return await self._now(batch)
         found = await self._heavy(self._check, batch)
-        if found.bad_lines == found.rows:
-            await asyncio.to_thread(self._delete_run, batch)
-            values = {"status": "failed", "run_id": None}
-        else:
+        is_usable = found.bad_lines < found.rows
+        if is_usable:
             await asyncio.to_thread(self._configure, batch, found)
-            values = {"status": "in_progress", "model": info.model}
-        return await self._change(
+        batch = await self._change(
             batch,
             only_in=("validating",),
+            status="in_progress" if is_usable else "failed",
+            model=info.model,
             errors=found.errors,
             bad_lines=found.bad_lines,
-            counts=BatchCounts(total=found.rows),
-            **values,
+            counts=BatchCounts(total=found.rows, failed=0 if is_usable else found.rows),
         )
+        if batch.status == "failed":
+            await asyncio.to_thread(self._delete_run, batch)
+        return batch
 
     async def _run(self, batch: Batch) -> Batch:
         """Start the run, and again after a restart, until it has ended or the batch is cancelled."""
