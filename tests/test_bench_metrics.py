@@ -167,6 +167,12 @@ class TestOtherKinds:
         assert result["output_throughput"] == pytest.approx(5 / 6)
         assert result["failed"] == 1
 
+    def test_tokens_of_a_batch_that_was_not_timed_do_not_count(self):
+        # a whole batch, one with a failure, and one that was stopped after its first answer
+        result = metrics.latency_result([2.0], [FIRST, SECOND, FIRST, FAILED, FIRST], 2)
+        assert (result["total_output_tokens"], result["output_throughput"]) == (5, 2.5)
+        assert (result["completed"], result["failed"]) == (4, 1)
+
     def test_latency_without_iterations_is_not_measured(self):
         result = metrics.latency_result([])
         assert result["avg_latency"] is result["percentiles"]["99"] is result["output_throughput"] is None

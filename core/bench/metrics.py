@@ -87,15 +87,20 @@ def throughput_result(records: Sequence[RequestRecord], elapsed_s: float) -> dic
     }
 
 
-def latency_result(latencies_s: Sequence[float], records: Sequence[RequestRecord] = ()) -> dict[str, Any]:
+def latency_result(
+    latencies_s: Sequence[float], records: Sequence[RequestRecord] = (), batch_size: int = 1
+) -> dict[str, Any]:
     """The measured fields of `vllm bench latency`: seconds that one batch took, iteration by iteration.
 
-    `records`: the requests of all those iterations; they say what failed, and how many tokens a
-    second came of it. The percentiles' keys are text, as in JSON.
+    `records`: the requests in the order they were sent, `batch_size` at a time. A batch with a failed
+    request, or the last one when it was stopped, has no time among `latencies_s`: its tokens don't
+    count. The percentiles' keys are text, as in JSON.
     """
     times = np.asarray(latencies_s, dtype=float)
     done = [record for record in records if record.ok]
-    total_output = sum(record.output_len for record in done)
+    batches = [records[first : first + batch_size] for first in range(0, len(records), batch_size)]
+    timed = [batch for batch in batches if len(batch) == batch_size and all(one.ok for one in batch)]
+    total_output = sum(record.output_len for batch in timed for record in batch)
     return {
         "avg_latency": float(times.mean()) if times.size else None,
         "latencies": times.tolist(),

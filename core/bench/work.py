@@ -195,7 +195,7 @@ def _repeat(spec: BenchSpec, repeat: int) -> str:
 def _result(spec: BenchSpec, measuring: Measuring) -> dict[str, Any]:
     records = measuring.records
     if spec.kind == "latency":
-        return metrics.latency_result(measuring.latencies_s, records)
+        return metrics.latency_result(measuring.latencies_s, records, spec.batch_size)
     if spec.kind == "throughput":
         return metrics.throughput_result(records, measuring.elapsed_s)
     return metrics.serve_result(
