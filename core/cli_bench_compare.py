@@ -252,7 +252,10 @@ def _print(comparison: Comparison, all_figures: bool) -> None:
     rows = [
         (one.name, *(value or "-" for value in one.values)) for one in comparison.conditions if one.differs
     ]
-    print("\n".join(_columns([("What differs", *comparison.names), *rows])))
+    if rows:
+        print("\n".join(_columns([("What differs", *comparison.names), *rows])))
+    else:
+        print("Nothing that is known differs between them.")
     for at in comparison.loads:
         print(f"\n{at.title or 'All requests'}")
         for place, name in enumerate(comparison.names):

@@ -191,7 +191,8 @@ def _with_interval(value: float, values: tuple[float, ...], spread: Sequence[flo
     n = len(spread)
     error = float(np.std(spread, ddof=1)) / math.sqrt(n)
     half = student_t(n - 1) * error
-    return Figure(value=value, values=values, low=value - half, high=value + half, n=n, of=of, error=error)
+    low = max(0.0, value - half)  # no rate, no time and no share is below 0
+    return Figure(value=value, values=values, low=low, high=value + half, n=n, of=of, error=error)
 
 
 def _pooled(name: str, points: Sequence[Point]) -> float | None:
