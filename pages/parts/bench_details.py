@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections import Counter
+
 import numpy as np
 import plotly.graph_objects as go
 import streamlit as st
@@ -17,6 +19,7 @@ from pages.parts.markdown import plain_text
 from pages.parts.run_charts import cache_chart
 
 _CONFIG = {"displayModeBar": False}
+_ERRORS = 5
 _VIEWS = {
     "speed": "Speed",
     "latency": "Latencies",
@@ -45,6 +48,8 @@ def draw(view: BenchView, summary: PointSummary) -> None:
     charts = {"speed": _speed, "latency": _latencies, "requests": _requests, "engine": _engine}[chosen](
         view, point
     )
+    for words in _said(point) if chosen in ("requests", "engine") else ():
+        st.caption(words)
     if not charts:
         st.caption(_missing(point, chosen))
     for start in range(0, len(charts), 2):
@@ -54,6 +59,24 @@ def draw(view: BenchView, summary: PointSummary) -> None:
             with column:
                 st.caption(title)
                 st.plotly_chart(figure, key=f"{key}:{chosen}:{title}", config=_CONFIG, alt=title)
+
+
+def _said(point: Point) -> list[str]:
+    """Why requests failed, and what the prefix cache spared: Markdown."""
+    said = []
+    for error, count in Counter(record.error for record in point.records if record.error).most_common(
+        _ERRORS
+    ):
+        said.append(f":red[{counted(count, 'request')} failed:] {plain_text(error[:300])}")
+    known = [record for record in point.records if record.cached_tokens is not None]
+    cached = sum(record.cached_tokens for record in known)
+    if cached:
+        read = sum(record.input_len for record in known)
+        said.append(
+            f"{cached:,} of {read:,} prompt tokens ({cached / read:.0%}) came from the prefix cache and were "
+            "not computed again: total tokens/s counts them, output tokens/s does not."
+        )
+    return said
 
 
 @st.cache_resource(max_entries=8, show_spinner=False)

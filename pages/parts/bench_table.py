@@ -82,7 +82,7 @@ def _title(record: RunRecord) -> str:
 
 
 @st.cache_data(max_entries=8, show_spinner=False)
-def _looked_at(path: str, _modified_ns: int) -> tables.Preview:
+def _looked_at(path: str, modified_ns: int) -> tables.Preview:
     return tables.preview(Path(path), rows=_ROWS)
 
 
