@@ -81,7 +81,9 @@ def theirs(model: str, settings: dict[str, str], port: int) -> list[str]:
             options.append(option if value == "true" else f"--no-{option[2:]}")
         else:
             options += [option, value]
-    return vllm_command("serve", model, "--disable-uvicorn-access-log", *options)
+    return vllm_command(
+        "serve", model, "--disable-uvicorn-access-log", "--scheduling-policy", "priority", *options
+    )
 
 
 @contextlib.contextmanager
