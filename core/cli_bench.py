@@ -9,7 +9,7 @@ from typing import Annotated, Any
 import typer
 
 from core import cli_bench_asked as asked_for
-from core import cli_engine, sampling
+from core import cli_bench_compare, cli_engine, sampling
 from core.bench.records import BenchView
 from core.bench.spec import BenchSpec
 from core.bench.words import summary_words
@@ -267,6 +267,24 @@ def latency(
     _measure(spec, output, as_json, cli_engine.asked(engine, model, engine_arg))
 
 
+@app.command(short_help="Do a benchmark again, from its file.")
+def run(
+    file: Annotated[
+        Path, typer.Argument(metavar="FILE", help="A specification, or a result that has one: ours have.")
+    ],
+    name: NameOption = "",
+    output: OutputOption = None,
+    as_json: JsonOption = False,
+    model: ModelOption = None,
+    engine: EngineOption = None,
+    engine_arg: EngineArgOption = None,
+) -> None:
+    """Do what a specification asks, or what was asked for a result, on the engine that is named here."""
+    spec = asked_for.read(file)
+    spec = spec.model_copy(update={"name": name}) if name else spec
+    _measure(spec, output, as_json, cli_engine.asked(engine, model, engine_arg))
+
+
 @app.command("list")
 def list_benchmarks(
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object a line.")] = False,
@@ -356,3 +374,6 @@ def _figures(view: BenchView) -> dict[str, Any]:
             for point in view.points
         ],
     }
+
+
+cli_bench_compare.add_to(app)

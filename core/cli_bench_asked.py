@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import json
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -37,6 +38,23 @@ def spec(**values: Any) -> BenchSpec:
         return BenchSpec(**values)
     except ValidationError as error:
         raise _refused(error) from error
+
+
+def read(path: Path) -> BenchSpec:
+    """The specification in a file: alone, or under a result's "workbench". Raises ParameterError."""
+    try:
+        text = path.read_text(encoding="utf-8-sig").strip()
+        try:
+            found = json.loads(text)
+        except ValueError:  # several results, one a line, have the same
+            found = json.loads(text.partition("\n")[0])
+    except (OSError, ValueError) as error:
+        raise ParameterError(f"{path} can't be read: {error}.", hint="Give a file of JSON.") from error
+    if isinstance(found, dict) and isinstance(found.get("workbench"), dict):
+        found = found["workbench"].get("spec")
+    if not isinstance(found, dict):
+        raise ParameterError(f"{path.name} holds no specification.", hint="Files by vLLM itself have none.")
+    return spec(**found)
 
 
 def workload(
