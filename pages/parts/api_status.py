@@ -87,7 +87,7 @@ def _serving(status: ApiStatus) -> None:
         return
     if engine.spec is not None and engine.spec.engine != "vllm":
         st.info(
-            "OpenAI's chat and completion need the vLLM engine. With this one, `/generate`, files and batches work.",
+            "Chats in OpenAI's form need the vLLM engine. With this one, `/generate` and batches work.",
             icon=":material/info:",
         )
     who = "needs a key" if status.needs_key else "needs no key, as only this machine can reach it"
