@@ -7,6 +7,7 @@ import streamlit as st
 from core.errors import BenchError
 from pages.parts import (
     bench_compare,
+    bench_engines,
     bench_history,
     bench_list,
     bench_live,
@@ -44,8 +45,9 @@ def _results() -> None:
 _SECTIONS = {
     bench_nav.RUN: ("Run", _run),
     bench_nav.RESULTS: ("Results", _results),
-    "compare": ("Compare", bench_compare.draw),
+    bench_nav.COMPARE: ("Compare", bench_compare.draw),
     "history": ("History", bench_history.draw),
+    "engines": ("Engines", bench_engines.draw),
 }
 
 st.title("Benchmark", anchor=False)

@@ -75,7 +75,7 @@ def test_a_throughput_benchmark_is_set_up_run_and_looked_at(app):
     shown = metrics(app)
     assert shown["Answered"] == "12" and shown["Failed"] == "0"
     assert app.query_params["bench"] == session.benchmarks().recent()[0].benchmark_id
-    for view in ("latency", "requests", "engine", "conditions"):
+    for view in ("latency", "requests", "engine", "limit", "conditions"):
         choose(app, "Details", view)
         assert not app.error
     assert session.benchmarks().recent()[0].spec.workload.output_len == 5
@@ -270,6 +270,17 @@ def test_a_result_is_repeated_on_what_is_loaded(app):
     assert button(app, "See the result")
 
 
+def test_a_result_is_held_against_the_baseline(app):
+    baseline = measured(app, BenchSpec(kind="throughput", workload=SMALL, name="before"))
+    session.benchmarks().set_baseline(baseline)
+    newest = measured(app, BenchSpec(kind="throughput", workload=SMALL, name="after"))
+    app.query_params["bench"] = newest
+    app.run()
+    press(app, "Compare")
+    assert next(one for one in app.multiselect if one.label == "Benchmarks").value == [baseline, newest]
+    assert "bench" not in app.query_params
+
+
 def test_what_is_downloaded_reads_back(app):
     spec = BenchSpec(
         kind="serve", workload=SMALL, loads=(Load(max_concurrency=1), Load(max_concurrency=2)), name="two"
@@ -307,7 +318,7 @@ def test_many_results_are_searched(app):
     assert "None is called so." in words(app)
 
 
-@pytest.mark.parametrize("name", ["run", "results", "compare", "history"])
+@pytest.mark.parametrize("name", ["run", "results", "compare", "history", "engines"])
 def test_every_section_is_drawn_in_an_empty_workspace(app, name):
     choose(app, "Section", name)
     assert not app.error

@@ -12,7 +12,7 @@ import streamlit as st
 from core.bench import report
 from core.bench.records import BenchView, Point
 from core.errors import WorkbenchError
-from pages.parts import bench_nav, session
+from pages.parts import bench_compare, bench_nav, session
 from pages.parts.markdown import plain_text
 
 _POPOVER_PIXELS = 360
@@ -34,6 +34,10 @@ def draw(view: BenchView) -> None:
             help="Set up another one that starts from this one",
         )  # fmt: skip
     if view.points:
+        st.button(
+            "Compare", icon=":material/compare_arrows:", on_click=_compare, args=(view,),
+            help="Hold it against the baseline, or against others",
+        )  # fmt: skip
         _export_menu(view)
     _more_menu(view)
 
@@ -48,6 +52,13 @@ def _repeat(view: BenchView) -> None:
     bench_nav.open_result(None)
     bench_nav.go(bench_nav.RUN)
     st.rerun()
+
+
+def _compare(view: BenchView) -> None:
+    baseline = next((one.benchmark_id for one in session.benchmarks().recent() if one.is_baseline), None)
+    others = [] if baseline in (None, view.benchmark_id) else [baseline]
+    bench_compare.pick([*others, view.benchmark_id])
+    bench_nav.go(bench_nav.COMPARE)
 
 
 def _export_menu(view: BenchView) -> None:

@@ -12,7 +12,7 @@ from core.bench import metrics
 from core.bench.command_line import command_line
 from core.bench.records import BenchView, Point, PointSummary
 from core.errors import WorkbenchError
-from pages.parts import bench_charts, session
+from pages.parts import bench_charts, bench_roofline, session
 from pages.parts.bench_words import LATENCIES
 from pages.parts.charts import counted
 from pages.parts.markdown import plain_text
@@ -25,6 +25,7 @@ _VIEWS = {
     "latency": "Latencies",
     "requests": "Requests",
     "engine": "Engine",
+    "limit": "Limit",
     "conditions": "Conditions",
 }
 Charts = list[tuple[str, go.Figure]]
@@ -39,6 +40,9 @@ def draw(view: BenchView, summary: PointSummary) -> None:
     )  # fmt: skip
     if chosen == "conditions":
         _conditions(view)
+        return
+    if chosen == "limit":
+        bench_roofline.draw(view, summary)
         return
     try:
         point = _point(view.benchmark_id, summary.number)

@@ -10,7 +10,7 @@ from core.bench.spec import BenchSpec
 
 _SECTION, _TURN, _OPEN = "bench:section", "bench:turn", "bench:open"
 _DRAFT, _NUMBER, _FOLLOWED = "bench:draft", "bench:draft-number", "bench:followed"
-RUN, RESULTS = "run", "results"
+RUN, RESULTS, COMPARE = "run", "results", "compare"
 
 
 def go(section: str) -> None:
