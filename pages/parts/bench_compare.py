@@ -108,8 +108,8 @@ def _compared(
     ids: tuple[str, ...], stamps: tuple[tuple[str, str, int], ...], baseline: int, threshold: float
 ) -> Comparison:
     """Kept for as long as what `stamps` say of them holds."""
-    subjects = [subjects.kept(session.benchmarks(), one) for one in ids]
-    return differences.compare(subjects, baseline, threshold)
+    found = [subjects.kept(session.benchmarks(), one) for one in ids]
+    return differences.compare(found, baseline, threshold)
 
 
 def _draw(found: Comparison) -> None:

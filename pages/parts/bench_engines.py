@@ -125,7 +125,7 @@ def _who(contenders: Sequence[Contender]) -> list[Contender]:
     for one in contenders:
         with st.container(horizontal=True, vertical_alignment="center"):
             if one.obstacle is None:
-                wanted = st.checkbox(one.title, True, key=f"bench:engines:with:{one.engine}")
+                wanted = st.checkbox(one.title, True, key=f"bench:engines:with:{one.title}")
                 st.caption(plain_text(engines.settings_words(one.spec)))
                 chosen += [one] if wanted else []
             else:
