@@ -52,9 +52,10 @@ class ApiApp:
         try:
             engine = self._runtime.engine
         except EngineNotReady:
-            self._vllm = None
-            return
-        if _is_vllm(engine):
+            engine = None
+        if self._vllm is not None and self._vllm.engine is not engine:
+            self._vllm = None  # it holds the tokenizer of an engine that is gone
+        if engine is not None and _is_vllm(engine):
             await self._ready(engine)
 
     async def _answer(self, scope: Scope, receive: Receive, send: Send) -> None:

@@ -213,6 +213,7 @@ class ApiServer:
             try:
                 await app.follow()
                 await asyncio.to_thread(self.keys.refresh)
+                await asyncio.to_thread(self.usage.tokens_today, "")  # at midnight it reads: not on the loop
                 if time.monotonic() - named_at >= _NAMES_EVERY_S:
                     named_at = time.monotonic()
                     models = await asyncio.to_thread(names.names)
