@@ -102,11 +102,16 @@ class Upload:
             _kind, options = parse_options_header(self._value)
             self._name = options.get(b"name", b"").decode("utf-8", "replace")
             self._in_file = b"filename" in options
-            if self._in_file and self.filename is None and self._name == "file":
-                self.filename = _shown_name(options[b"filename"].decode("utf-8", "replace"))
-            elif self._in_file:
-                raise HttpError(400, "The form has more than one file.", param=self._name)
+            if self._in_file:
+                self._begin_file(options[b"filename"].decode("utf-8", "replace"))
         self._header = self._value = b""
+
+    def _begin_file(self, filename: str) -> None:
+        if self._name != "file":
+            raise HttpError(400, "The field with the file is called file.", param=self._name[:40])
+        if self.filename is not None:
+            raise HttpError(400, "The form has more than one file.", param="file")
+        self.filename = _shown_name(filename)
 
     def _on_headers_finished(self) -> None:
         if not self._name:
