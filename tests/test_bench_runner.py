@@ -12,7 +12,7 @@ from dataclasses import replace
 
 import pytest
 
-from core.bench import files, metrics
+from core.bench import files, metrics, workloads
 from core.bench.runner import Benchmarks
 from core.bench.spec import BenchSpec, Load, RandomWorkload, SharedPrefixWorkload, Sweep
 from core.engines.scripted import ScriptedEngine
@@ -199,6 +199,26 @@ def test_a_stop_keeps_what_was_answered(benchmarks):
     assert not point.is_whole
     assert engine_of(benchmarks).stats().running == 0
     assert benchmarks._runtime.in_use() == {}
+
+
+def test_a_stop_while_prompts_are_prepared_sends_nothing(at_once, monkeypatch):
+    planning, go_on = threading.Event(), threading.Event()
+    plan = workloads.plan
+
+    def slow(*args):
+        planning.set()
+        assert go_on.wait(20)
+        return plan(*args)
+
+    monkeypatch.setattr(workloads, "plan", slow)
+    benchmark_id = at_once.start(spec("throughput"))
+    assert planning.wait(20)
+    assert at_once.view(benchmark_id).progress.stage == "Preparing prompts"
+    at_once.stop(benchmark_id)
+    go_on.set()
+    view = at_once.wait(benchmark_id, 20)
+    assert (view.state, view.points) == ("stopped", ())
+    assert engine_of(at_once).stats().prompt_tokens == 0
 
 
 def test_progress_tells_the_point_at_work(benchmarks):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable, Iterator, Sequence
+from collections.abc import Callable, Coroutine, Iterator, Sequence
 from typing import Any
 
 from core.bench import arrivals, knee, metrics, workloads
@@ -77,7 +77,7 @@ class BenchWork:
             measuring = await self._measure_batches(number, repeat, seed)
         else:
             measuring = await self._measure_requests(number, repeat, load, seed)
-        if measuring is None or (measuring.is_stopped and not any(one.ok for one in measuring.records)):
+        if measuring.is_stopped and not any(record.ok for record in measuring.records):
             return None
         point = Point(
             number=number,
@@ -93,9 +93,7 @@ class BenchWork:
             raise BenchError(f"No request was answered. The first: {point.records[0].error}")
         return summary
 
-    async def _measure_requests(
-        self, number: int, repeat: int, load: Load | None, seed: int
-    ) -> Measuring | None:
+    async def _measure_requests(self, number: int, repeat: int, load: Load | None, seed: int) -> Measuring:
         spec, engine = self._spec, self._engine
         most = load.max_concurrency if load else None
         streams = spec.kind == "serve"
@@ -106,15 +104,13 @@ class BenchWork:
         if warmups:
             first = Measuring(engine, len(warmups), streams=streams)
             await self._watched(first, "Warming up", first.send(warmups, [0.0] * len(warmups), most))
-        if self.ends_as is not None:
-            return None
         await engine.reset_prefix_cache()
         measuring = Measuring(engine, len(requests), streams=streams)
         stage = f"{load.title if load else 'All at once'}{_repeat(spec, repeat)}"
         await self._watched(measuring, stage[:1].upper() + stage[1:], measuring.send(requests, times, most))
         return measuring
 
-    async def _measure_batches(self, number: int, repeat: int, seed: int) -> Measuring | None:
+    async def _measure_batches(self, number: int, repeat: int, seed: int) -> Measuring:
         spec, engine, size = self._spec, self._engine, self._spec.batch_size
         self._stage = "Preparing prompts"
         # all batches are drawn at once: none has a prompt of another
@@ -127,14 +123,16 @@ class BenchWork:
         if warmups:
             first = Measuring(engine, len(warmups), streams=False)
             await self._watched(first, "Warming up", first.send_batches(warmups, engine.reset_prefix_cache))
-        if self.ends_as is not None:
-            return None
         measuring = Measuring(engine, len(batches), streams=False)
         stage = f"Batches of {size}{_repeat(spec, repeat)}"
         await self._watched(measuring, stage, measuring.send_batches(batches, engine.reset_prefix_cache))
         return measuring
 
-    async def _watched(self, measuring: Measuring, stage: str, work: Awaitable[None]) -> None:
+    async def _watched(self, measuring: Measuring, stage: str, work: Coroutine[Any, Any, None]) -> None:
+        if self.ends_as is not None:  # while the prompts were prepared
+            work.close()
+            measuring.stop()
+            return
         self._stage, self._measuring = stage, measuring
         try:
             await work
