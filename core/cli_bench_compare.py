@@ -109,7 +109,7 @@ def show_history(
         if chosen is None or name not in names:
             raise ParameterError(f"{name} was not measured.", hint=f"There are: {', '.join(names)}.")
         if not as_json:
-            print(f"{chosen.title} ({chosen.unit}){f' at {load.title}' if load else ''}")
+            print(f"{chosen.title} ({chosen.unit}){f', {load.title}' if load else ''}")
         for place in history.history(alike, load, name):
             if as_json:
                 known = dataclasses.asdict(place) | {"created_at": place.created_at.isoformat()}
@@ -265,8 +265,7 @@ def _print(comparison: Comparison, all_figures: bool) -> None:
     for at, line, place in comparison.regressions:
         found = line.differences[place]
         share = report.share_in_words(found.share) if found else ""
-        where = f" at {at.title}" if at.title else ""
-        print(f"regression: {comparison.names[place]}, {line.metric.title}{where}: {share}")
+        print(f"regression: {comparison.names[place]}, {line.metric.title}{at.where}: {share}")
 
 
 def _lines(lines: Sequence[differences.Line], place: int) -> Iterable[tuple[str, ...]]:

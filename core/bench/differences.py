@@ -88,6 +88,11 @@ class AtLoad:
     repeats: tuple[int, ...]
     lines: tuple[Line, ...]
 
+    @property
+    def where(self) -> str:
+        """ " at 4 requests/s", " with 8 at once", for the end of a sentence; "" without a load."""
+        return _where(self.load)
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Comparison:
@@ -231,6 +236,14 @@ def _at(load: Load | None, groups: Sequence[Sequence[Point]], baseline: int, thr
     return AtLoad(load, _load_title(load), tuple(len(points) for points in groups), tuple(lines))
 
 
+def _where(load: Load | None) -> str:
+    if load is None:
+        return ""
+    if load.request_rate is not None:
+        return f" at {load.title}"
+    return f" with {load.title}" if load.max_concurrency is not None else f" {load.title}"
+
+
 def _load_title(load: Load | None) -> str:
     return "" if load is None else load.title
 
@@ -300,15 +313,14 @@ def _warnings(
     if len({json.dumps(view.spec.goodput, sort_keys=True) for view in views if view.spec}) > 1:
         yield "The goodput limits differ: goodput doesn't compare."
     for load in shared:
-        yield from _token_warnings([one.get(load, ()) for one in by_load], _load_title(load))
+        yield from _token_warnings([one.get(load, ()) for one in by_load], _where(load))
     if any(not point.is_whole for subject in subjects for point in subject.points):
         yield "Points that were stopped before their last request are left out."
     if any(0 < len(one[load]) < 2 for one in by_load for load in shared if load in one):
         yield "With one repeat nobody can tell a difference from chance: measure with 3 repeats or more."
 
 
-def _token_warnings(groups: Sequence[Sequence[Point]], title: str) -> Iterable[str]:
-    where = f" at {title}" if title else ""
+def _token_warnings(groups: Sequence[Sequence[Point]], where: str) -> Iterable[str]:
     for name, words in (("total_input_tokens", "prompt"), ("total_output_tokens", "generated")):
         per_repeat = [
             sum(point.result[name] for point in points) / len(points)

@@ -160,7 +160,7 @@ def _figures_section(load: Load | None, repeats: Sequence[Point], charts: bool) 
                 ]
             )
     return Section(
-        title=f"At {load.title}" if load else "Figures",
+        title=_title(load),
         about="Rates are sums by sums, percentiles of all requests together. Of one repeat, the 95% interval "
         "says how its requests vary, not how another run would come out.",
         heads=("Figure", "Value", "95% interval", "Each repeat"),
@@ -234,7 +234,7 @@ def _of_several(comparison: Comparison, *, charts: bool) -> Report:
         drawn = [(line.metric.title, _bars(line.figures, names, line.metric)) for line in shown]
         sections.append(
             Section(
-                title=f"At {at.title}" if at.title else "Figures",
+                title=_title(at.load),
                 about=f"Differences are to {base}, with 95% intervals over repeats.",
                 heads=heads,
                 rows=rows,
@@ -297,7 +297,7 @@ def _of_engines(subjects: Sequence[Subject], found: Sequence[EngineBar], *, char
         drawn = [(metric.title, bars(items, f"{metric.title} (line: 95% interval over repeats)"))]
         sections.append(
             Section(
-                title=f"{load.title.capitalize()}" if load else "All requests",
+                title=_title(load),
                 heads=("Engine", "Output tokens/s", "Of the slowest"),
                 rows=rows,
                 charts=drawn if charts else (),
@@ -311,6 +311,10 @@ def _of_engines(subjects: Sequence[Subject], found: Sequence[EngineBar], *, char
         about="The same model and prompts of the same lengths on each engine, one after the other.",
         sections=sections,
     )
+
+
+def _title(load: Load | None) -> str:
+    return f"{load.title[:1].upper()}{load.title[1:]}" if load else "Figures"
 
 
 def _bars(found: Sequence[Figure | None], names: Sequence[str], metric: Metric) -> Markup:

@@ -137,7 +137,7 @@ def _regressions(found: Comparison) -> None:
     if not regressions:
         return
     parts = [
-        f"{found.names[place]}: {line.metric.title}{f' at {at.title}' if at.title else ''} "
+        f"{found.names[place]}: {line.metric.title}{at.where} "
         f"{report.share_in_words(line.differences[place].share)}"
         for at, line, place in regressions
         if line.metric.is_main
