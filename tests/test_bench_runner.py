@@ -7,12 +7,15 @@ import subprocess
 import sys
 import textwrap
 import threading
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from types import SimpleNamespace
 
+import pynvml
 import pytest
 
-from core.bench import files, metrics, workloads
+from core.bench import files, metrics, telemetry, workloads
 from core.bench.runner import Benchmarks
 from core.bench.spec import BenchSpec, Load, RandomWorkload, SharedPrefixWorkload, Sweep
 from core.engines.scripted import ScriptedEngine
@@ -408,3 +411,32 @@ def test_a_killed_process_leaves_its_finished_points(settings, store):
     files.read(benchmarks.path(benchmark_id, 0).read_bytes())
     benchmarks.delete(benchmark_id)
     runtime.close()
+
+
+def test_the_machine_is_read_with_its_children_and_devices_that_tell_little(monkeypatch):
+    burning = "block = b'x' * (64 << 20); print(flush=True)\nwhile True: pass"
+    child = subprocess.Popen(
+        [sys.executable, "-c", burning], stdin=subprocess.DEVNULL, stdout=subprocess.PIPE
+    )
+    try:
+        child.stdout.readline()
+        processes = telemetry._Processes()
+        time.sleep(0.3)  # this process rests, the child doesn't
+        percent, resident = processes.read()
+        assert percent > 5
+        assert resident > 64 << 20
+    finally:
+        child.kill()
+        child.communicate()
+    processes.read()  # one that has ended breaks nothing
+
+    def silent(_handle):
+        raise pynvml.NVMLError(pynvml.NVML_ERROR_NOT_SUPPORTED)
+
+    monkeypatch.setattr(pynvml, "nvmlDeviceGetUtilizationRates", lambda handle: SimpleNamespace(gpu=handle))
+    monkeypatch.setattr(pynvml, "nvmlDeviceGetMemoryInfo", lambda handle: SimpleNamespace(used=handle << 20))
+    monkeypatch.setattr(pynvml, "nvmlDeviceGetPowerUsage", lambda handle: handle * 1000)
+    assert telemetry._Gpus([40, 70]).read() == (70.0, 110 << 20, 110.0)
+    monkeypatch.setattr(pynvml, "nvmlDeviceGetPowerUsage", silent)
+    assert telemetry._Gpus([40, 70]).read() == (70.0, 110 << 20, None)
+    assert telemetry._Gpus([]).read() == (None, None, None)
