@@ -4,8 +4,8 @@
     .venv/bin/python docs/take_screenshots.py         # in another
 
 It asks one question in the chat, compares three parameter sets on rows of the
-example table, runs all of it, looks at the models and the API, all for real; --folder keeps the
-committed pictures as they are.
+example table, runs all of it, looks at the models, measures the engine, looks at
+the API, all for real; --folder keeps the committed pictures as they are.
 """
 
 from __future__ import annotations
@@ -123,19 +123,51 @@ def api(page: Page, folder: Path, url: str) -> None:
     page.locator(".st-key-api-status").get_by_role("button", name="Stop").click()
 
 
+def benchmark(page: Page, folder: Path, url: str) -> None:
+    page.goto(f"{url}/benchmark")
+    page.get_by_test_id("stSidebar").get_by_role("button", name="Unload").wait_for(timeout=WAIT_MS)
+    pick(page, "Serving")
+    for label, value in (("Prompts", "64"), ("Tokens in", "64"), ("Tokens out", "48")):
+        page.get_by_label(label, exact=True).fill(value)
+        page.keyboard.press("Enter")
+        settle(page)
+    pick(page, "Sweep to the knee")
+    shoot(page, folder, "benchmark-setup")
+    page.get_by_role("button", name="Start").click()
+    page.get_by_text("4 at once").first.wait_for(timeout=WAIT_MS)
+    page.wait_for_timeout(6000)
+    shoot(page, folder, "benchmark-running")
+    page.get_by_role("button", name="See the result").click(timeout=WAIT_MS)
+    page.locator(".js-plotly-plot").nth(1).wait_for(timeout=WAIT_MS)
+    shoot(page, folder, "benchmark")
+    pick(page, "Latencies")
+    page.locator(".js-plotly-plot").nth(4).scroll_into_view_if_needed()
+    shoot(page, folder, "benchmark-latencies")
+
+
+def pick(page: Page, name: str) -> None:
+    main = page.get_by_test_id("stMain")
+    choice = main.get_by_role("radio", name=name, exact=True)
+    choice.or_(main.get_by_role("button", name=name, exact=True)).first.click()
+    settle(page)
+
+
+WALKS = (home, chat, compare, batch, models, benchmark, api)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--url", default="http://127.0.0.1:8501")
     parser.add_argument("--folder", type=Path, default=ROOT / "docs" / "images")
-    parser.add_argument("--only", choices=("home", "chat", "compare", "batch", "models", "api"))
+    parser.add_argument("--only", choices=tuple(walk.__name__ for walk in WALKS))
     arguments = parser.parse_args()
     arguments.folder.mkdir(parents=True, exist_ok=True)
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=find_browser(), args=["--no-sandbox"])
         page = browser.new_page(viewport={"width": 1280, "height": 900})
-        for walk in (home, chat, compare, batch, models, api):
+        for walk in WALKS:
             if arguments.only in (None, walk.__name__):
                 walk(page, arguments.folder, arguments.url)
         browser.close()
