@@ -1,4 +1,6 @@
-"""Connections whose requests don't begin: uvicorn waits for them for ever, and reads headers of any size."""
+"""Connections that hold a place for nothing: uvicorn waits for ever for a request that doesn't begin and for
+a client that doesn't read, and takes headers of any size.
+"""
 
 from __future__ import annotations
 
@@ -7,6 +9,8 @@ from typing import Any
 
 MOST_HEAD_BYTES = 64 << 10
 HEAD_PATIENCE_S = 15.0
+READ_PATIENCE_S = 60.0
+"""So long a client may read nothing of what is ready for it."""
 
 
 def protocol() -> type[asyncio.Protocol]:
@@ -14,7 +18,9 @@ def protocol() -> type[asyncio.Protocol]:
     from uvicorn.protocols.http.auto import AutoHTTPProtocol
 
     class Bounded(AutoHTTPProtocol):  # type: ignore[misc, valid-type]
-        """In a request's head, from its first byte (of the connection: from its beginning) to its last."""
+        """`_in_head`: from a request's first byte, or the connection's, to the end of its headers."""
+
+        _stalled: asyncio.TimerHandle | None = None
 
         def connection_made(self, transport: Any) -> None:
             super().connection_made(transport)
@@ -22,6 +28,7 @@ def protocol() -> type[asyncio.Protocol]:
 
         def connection_lost(self, error: Exception | None) -> None:
             self._patience.cancel()
+            self._end_stall()
             super().connection_lost(error)
 
         def data_received(self, data: bytes) -> None:
@@ -30,6 +37,18 @@ def protocol() -> type[asyncio.Protocol]:
                 self._head_bytes += len(data)
                 if self._head_bytes > MOST_HEAD_BYTES:
                     self.transport.abort()
+
+        def pause_writing(self) -> None:  # what waits for the client has reached the transport's bound
+            self._stalled = self.loop.call_later(READ_PATIENCE_S, self.transport.abort)
+            super().pause_writing()
+
+        def resume_writing(self) -> None:
+            self._end_stall()
+            super().resume_writing()
+
+        def _end_stall(self) -> None:
+            if self._stalled is not None:
+                self._stalled.cancel()
 
         def on_message_begin(self) -> None:
             self._patience.cancel()
