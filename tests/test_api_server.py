@@ -331,7 +331,7 @@ def test_everything_is_booked_but_health(guarded):
     client.get("/v1/models")
     client.post("/generate", json=SHORT, headers=bearer(secret))
     client.post("/generate", json={"promt": ""}, headers=bearer(secret))
-    rows = until(lambda: server.usage.flush() or len(found := server.usage.latest()) >= 3 and found)
+    rows = until(lambda: server.usage.flush() or (len(found := server.usage.latest()) >= 3 and found))
     assert [(one.endpoint, one.status, one.key_id) for one in reversed(rows)] == [
         ("/v1/models", 401, None), ("/generate", 200, key.key_id), ("/generate", 400, key.key_id)
     ]  # fmt: skip
