@@ -132,9 +132,12 @@ class Measuring:
             except EngineDied:
                 raise
             except WorkbenchError as error:
-                found = {"input_len": len(request.prompt), "output_len": 0, "error": str(error)}
+                found = {"output_len": 0, "error": str(error)}
                 self._failed += 1
-        self._records[number] = RequestRecord(start_s=start_s, queue_s=queue_s, **found)
+        # not as the engine counts the prompt: a server may not say
+        self._records[number] = RequestRecord(
+            input_len=len(request.prompt), start_s=start_s, queue_s=queue_s, **found
+        )
 
     async def _streamed(self, request: Request, sent: float) -> dict[str, Any]:
         first = last = None
@@ -162,7 +165,6 @@ def _found(
     completion: Completion, sent: float, first: float | None, last: float | None, gaps: Sequence[float]
 ) -> dict[str, Any]:
     return {
-        "input_len": completion.prompt_tokens,
         "output_len": completion.output_tokens,
         "ttft_s": None if first is None else first - sent,
         "itls_s": tuple(gaps),
