@@ -243,7 +243,8 @@ class Engines:
             try:
                 view = self._benchmarks.wait(benchmark_id, _POLL_S)
             except TimeoutError:
-                if self._stopping.is_set():  # it may have been stopped before this one began
+                # stopped maybe before this one began; and what is no longer loaded has nothing to tell
+                if self._stopping.is_set() or self._runtime.status().spec != spec:
                     self._benchmarks.stop(benchmark_id)
                 continue
             if self._runtime.status().spec != spec:
