@@ -212,6 +212,12 @@ class TestVllms:
         assert point.records[0].e2el_s == pytest.approx(0.6)
         assert point.records[1].e2el_s is None
 
+    def test_a_time_to_first_token_of_0_was_not_measured(self):
+        """A server that doesn't stream: vLLM has no other word for it."""
+        _kind, (point,) = files.read(changed(SERVED, ttfts=[0.0, 0.0], itls=[[], []]))
+        assert point.records[0].ttft_s is None
+        assert point.records[0].e2el_s == 0.6
+
     def test_appended_results_are_points(self):
         lines = b"\n".join(changed(SERVED, request_rate=rate, burstiness=1.0) for rate in (1.0, 2.0, "inf"))
         _kind, points = files.read(lines)

@@ -1,5 +1,6 @@
 """Every formula of a benchmark: on timelines made by hand, on random ones, and against vLLM's own code."""
 
+import dataclasses
 import itertools
 import math
 import statistics
@@ -17,7 +18,7 @@ from core.bench.spec import Load, Sweep
 # Two answers of 3 and 2 tokens, one failure. Sent at 0 s, 0.5 s and 0.6 s.
 FIRST = RequestRecord(input_len=10, output_len=3, start_s=0.0, ttft_s=0.2, itls_s=(0.1, 0.3), e2el_s=0.6)
 SECOND = RequestRecord(input_len=20, output_len=2, start_s=0.5, ttft_s=0.4, itls_s=(0.8,), e2el_s=1.2)
-FAILED = RequestRecord(input_len=40, output_len=0, start_s=0.6, error="The prompt is too long.")
+FAILED = RequestRecord(input_len=40, output_len=7, start_s=0.6, error="It broke off.")
 ONE_TOKEN = RequestRecord(input_len=5, output_len=1, start_s=0.0, ttft_s=0.3, e2el_s=0.3)
 UNTIMED = settings(deadline=None)  # the machine may be busy
 WHOLE = RequestRecord(input_len=10, output_len=4, start_s=0.0, e2el_s=2.0)
@@ -103,6 +104,12 @@ class TestServe:
         result = metrics.serve_result([FIRST, SECOND], 2.0)
         assert (result["max_output_tokens_per_s"], result["max_concurrent_requests"]) == (4, 2)
 
+    def test_seconds_are_counted_from_the_first_request_not_from_the_start(self):
+        late = [dataclasses.replace(record, start_s=record.start_s + 10.5) for record in (FIRST, SECOND)]
+        result = metrics.serve_result(late, 13.0)
+        assert (result["max_output_tokens_per_s"], result["max_concurrent_requests"]) == (4, 2)
+        assert metrics.per_second(late) == (4, 1)
+
     def test_requests_in_one_second_count_as_at_once_even_one_after_the_other(self):
         """As in vLLM: its seconds are buckets."""
         after = RequestRecord(input_len=1, output_len=1, start_s=0.7, ttft_s=0.1, e2el_s=0.1)
@@ -183,7 +190,7 @@ class TestOtherKinds:
         assert lists["output_lens"] == [3, 0]
         assert lists["ttfts"] == [0.2, None]
         assert lists["itls"] == [[0.1, 0.3], []]
-        assert lists["errors"] == ["", "The prompt is too long."]
+        assert lists["errors"] == ["", "It broke off."]
         assert {len(column) for column in lists.values()} == {2}
 
 
@@ -295,7 +302,7 @@ class TestKnee:
     def test_is_the_last_load_before_a_step_that_brought_too_little(self):
         assert knee.knee(rates(100, 200, 390, 400, 410)) == 2
         assert knee.knee(rates(100, 104)) == 0
-        assert knee.knee(rates(100, 105)) is None, "exactly the least gain pays"
+        assert knee.knee(rates(100, 150), least_gain=0.5) is None, "exactly the least gain pays"
 
     def test_is_none_while_every_step_pays(self):
         assert knee.knee(rates(100, 200, 400)) is None

@@ -23,7 +23,7 @@ def send_times(load: Load, count: int, seed: int) -> list[float]:
         gaps = np.full(count, 1.0 / load.request_rate)
     else:
         shape = load.burstiness if load.arrivals == "gamma" else 1.0
-        gaps = np.random.RandomState(seed).gamma(shape, 1.0 / (load.request_rate * shape), count)
+        gaps = np.random.RandomState(seed).gamma(shape, size=count)  # stretched below: the scale is free
     times = np.cumsum(gaps)
     if times[-1] > 0:  # a tiny shape may draw nothing but zeros
         times *= count / load.request_rate / times[-1]
