@@ -159,6 +159,12 @@ class Rig:
     def plan(self, **values) -> TuningPlan:
         return TuningPlan(**{"spec": SMALL, "settings": ("max_num_seqs",), "minutes": 5, **values})
 
+    def at(self, **speeds) -> None:
+        """The engine loaded anew, at these speeds: `slots_256=20.0`."""
+        self.speeds = {int(name.removeprefix("slots_")): speed for name, speed in speeds.items()}
+        self.runtime.load()
+        self.runtime.wait_ready(20)
+
     def search(self, **values):
         self.tuning.start(self.plan(**values))
         return self.tuning.wait(60)
@@ -230,7 +236,7 @@ def test_the_best_is_kept_for_the_model_with_one_call(rig):
 
 
 def test_without_a_difference_the_settings_stay(rig):
-    rig.speeds = {128: 20.0, 256: 100.0, 512: 20.0}
+    rig.at(slots_128=20.0, slots_256=100.0, slots_512=20.0)
     view = rig.search()
     assert view.state == "done" and view.best == 0 and view.verdict is None
     assert "Keep the settings as they are" in view.words
@@ -262,7 +268,7 @@ def test_serving_is_searched_for_a_latency(rig):
 
 
 def test_stopping_keeps_what_was_found(rig):
-    rig.speeds[256] = 4.0
+    rig.at(slots_256=4.0)
     rig.tuning.start(rig.plan())
     until(lambda: rig.benchmarks.at_work() is not None)
     rig.tuning.stop()
@@ -280,7 +286,7 @@ def test_the_budget_ends_the_search_after_the_settings_of_before(rig):
 
 
 def test_somebody_else_s_load_ends_the_search_and_is_left_alone(rig):
-    rig.speeds[256] = 4.0
+    rig.at(slots_256=4.0)
     rig.tuning.start(rig.plan())
     until(lambda: rig.benchmarks.at_work() is not None)
     rig.runtime.load(EngineSpec(engine="scripted", max_model_len=100))

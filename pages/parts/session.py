@@ -36,6 +36,7 @@ from core.types import EngineSpec
 if TYPE_CHECKING:
     from core.bench.engines import Engines
     from core.bench.runner import Benchmarks
+    from core.bench.tuning import Tuning
     from core.jobs import Jobs
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -44,8 +45,8 @@ PROMOTED = "batch:promoted"
 
 # users before what they use
 _CLOSE_ORDER = (
-    "api", "bench_engines", "benchmarks", "merges", "jobs", "comparisons", "chats", "downloads", "imports",
-    "runtime", "store",
+    "api", "tuning", "bench_engines", "benchmarks", "merges", "jobs", "comparisons", "chats", "downloads",
+    "imports", "runtime", "store",
 )  # fmt: skip
 _log = logging.getLogger(__name__)
 
@@ -88,6 +89,13 @@ def bench_engines() -> Engines:
     from core.bench.engines import Engines
 
     return _opened().setdefault("bench_engines", Engines(benchmarks(), runtime(), saved_settings()))
+
+
+@st.cache_resource(show_spinner=False)
+def tuning() -> Tuning:
+    from core.bench.tuning import Tuning
+
+    return _opened().setdefault("tuning", Tuning(benchmarks(), runtime(), saved_settings()))
 
 
 @st.cache_resource(show_spinner=False)
@@ -168,7 +176,8 @@ def close() -> None:
             opened.pop(name).close()
     for cached in (
         runtime, store, chats, comparisons, presets, wrappers, downloads, adapters, merges, secrets,
-        library, imports, endpoints, saved_settings, jobs, benchmarks, bench_engines, api,
+        library, imports, endpoints, saved_settings, jobs, benchmarks, bench_engines,
+        tuning, api,
     ):  # fmt: skip
         cached.clear()
 
