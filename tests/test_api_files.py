@@ -95,7 +95,7 @@ def test_a_name_from_outside_is_only_shown(client, folder, name, shown):
             [("file", ("a", LINES)), ("file", ("b", LINES)), ("purpose", (None, "batch"))],
             "more than one file",
         ),
-        ([("picture", ("a", LINES)), ("purpose", (None, "batch"))], "more than one file"),
+        ([("picture", ("a", LINES)), ("purpose", (None, "batch"))], "is called file"),
         ([("file", ("a", LINES)), ("purpose", (None, "batch")), ("purpose", (None, "b"))], "given twice"),
         ([("file", ("a", LINES)), ("purpose", (None, "x" * 2000))], "purpose is too long"),
         (

@@ -14,6 +14,7 @@ import sqlalchemy as sa
 from core.api.incoming import Page
 from core.api.openai_errors import HttpError
 from core.catalogue_schema import api_batches as _batches
+from core.catalogue_schema import runs as _runs
 from core.store import Store, is_alive, this_process
 
 BatchStatus = Literal[
@@ -144,6 +145,14 @@ class BatchRecords:
         status = _batches.c.body.cast(sa.Text).op("->>")("$.status")
         query = sa.select(_batches).where(status.not_in(ENDED)).order_by(_batches.c.created_at)
         return [_batch(row) for row in self._store.all(query)]
+
+    def tokens_since(self, at: dt.datetime, key_id: str) -> int:
+        """Prompt and output tokens, so far, of the key's batches that were made since `at`."""
+        spent = sa.func.sum(_runs.c.prompt_tokens + _runs.c.output_tokens).label("tokens")
+        query = sa.select(spent).where(
+            _batches.c.run_id == _runs.c.run_id, _batches.c.key_id == key_id, _batches.c.created_at >= at
+        )
+        return self._store.first(query)["tokens"] or 0
 
     def change(self, batch_id: str, *, only_in: Sequence[BatchStatus] = (), **values: Any) -> Batch:
         """Set fields, and note the time where `status` changes; in another status than `only_in`, nothing.

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import concurrent.futures
+import datetime as dt
 import logging
 import threading
 from collections.abc import Callable, Coroutine
@@ -32,6 +33,7 @@ from core.types import EngineInfo
 T = TypeVar("T")
 
 _LOOK_EVERY_S = 0.3
+_COUNT_ANEW = dt.timedelta(seconds=1)
 _TAKE_OVER_EVERY_S = 15.0
 _CLOSE_PATIENCE_S = 10.0
 _STOPPED_ELSEWHERE = "The run was stopped on the Batch page or the command line."
@@ -54,6 +56,7 @@ class Batches:
         self._names = names
         self._closing = threading.Event()
         self._tasks: dict[str, asyncio.Task[None]] = {}  # on the loop only
+        self._spent: dict[str, tuple[dt.datetime, int]] = {}
         self._watcher: concurrent.futures.Future[None] | None = None
         # whole files are read and written here: not in the loop's own pool, where others would wait
         self._reader = concurrent.futures.ThreadPoolExecutor(2, "api-batch")
@@ -86,6 +89,16 @@ class Batches:
             return batch.counts
         counts = self._jobs().progress(batch.run_id).counts
         return BatchCounts(total=record.rows, completed=counts.ok, failed=counts.errors + counts.skipped)
+
+    def tokens_today(self, key_id: str) -> int:
+        """Tokens of the key's batches that were made since midnight UTC; a second old at most."""
+        now = dt.datetime.now(dt.UTC)
+        counted_at, tokens = self._spent.get(key_id, (None, 0))
+        if counted_at is None or now - counted_at > _COUNT_ANEW:
+            midnight = now.replace(hour=0, minute=0, second=0, microsecond=0)
+            tokens = self.records.tokens_since(midnight, key_id)
+            self._spent[key_id] = (now, tokens)
+        return tokens
 
     # -- on the loop ------------------------------------------------------------
 

@@ -47,6 +47,10 @@ class OwnApi:
         """Leave them to the next start. Before the jobs are closed. Not on the loop; safe to call twice."""
         self._batches.close()
 
+    def tokens_today(self, key_id: str) -> int:
+        """Tokens that batches of the key used today, which are not among its requests'. Quick, as a rule."""
+        return self._batches.tokens_today(key_id)
+
     def routes(self) -> list[Route]:
         """For the app behind the gate: each answers for `core.api.live.current()`."""
         return [
