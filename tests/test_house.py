@@ -46,6 +46,8 @@ HEAVY = {
 PURE = {
     "core/bench/metrics.py",
     "core/bench/knee.py",
+    "core/bench/arrivals.py",
+    "core/bench/words.py",
     "core/bench/roofline.py",
     "core/bench/differences.py",
     "core/bench/figures.py",
