@@ -105,8 +105,11 @@ class Batches:
     async def _watch(self) -> None:
         """Take what is open, now and when the process dies that worked on it."""
         while True:
-            for batch in await asyncio.to_thread(self.records.open):
-                self.take(batch.batch_id)
+            try:
+                for batch in await asyncio.to_thread(self.records.open):
+                    self.take(batch.batch_id)
+            except Exception:  # a catalogue that can't be read now must not end the watch
+                _log.exception("Open batches could not be looked for")
             await asyncio.sleep(_TAKE_OVER_EVERY_S)
 
     async def _end_all(self) -> None:
