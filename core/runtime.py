@@ -199,6 +199,10 @@ class Runtime:
         """Start on the engine's loop. Cancelling the future cancels the task."""
         return self._loop.spawn(coroutine)
 
+    async def in_thread(self, function: Callable[[], T]) -> T:
+        """Await a blocking `function` on a thread of its own, also while the interpreter ends."""
+        return await self._loop.in_thread(function)
+
     def close(self) -> None:
         """End engine, loop and guard, and leave no process behind. Safe to call twice."""
         with self._changed:

@@ -131,6 +131,11 @@ class ApiServer:
                 self._own_jobs = Jobs(self._runtime, self._store)
             return self._own_jobs
 
+    def _refresh(self) -> None:
+        """What is read from the catalogue now and then: not on the loop."""
+        self.keys.refresh()
+        self.usage.tokens_today("")
+
     async def _abort(self, request_id: str) -> None:
         call = self._live.find(request_id)
         if call is not None:
@@ -160,8 +165,8 @@ class ApiServer:
         listening = await bind(host, port)
         try:
             # imports web frameworks: 0.3 s that chats would wait for
-            app, gate, own = await asyncio.to_thread(self._make_app, host)
-            server = await asyncio.to_thread(_server, gate)
+            app, gate, own = await self._runtime.in_thread(lambda: self._make_app(host))
+            server = await self._runtime.in_thread(lambda: _server(gate))
             own.start()
         except BaseException:
             listening.close()
@@ -176,7 +181,7 @@ class ApiServer:
         finally:
             following.cancel()
             await asyncio.wait({following})
-            await asyncio.to_thread(own.close)
+            await self._runtime.in_thread(own.close)
             listening.close()
 
     def _make_app(self, host: str) -> tuple[ApiApp, Gate, OwnApi]:
@@ -188,9 +193,9 @@ class ApiServer:
         settings = self._settings
         context = ApiContext(runtime=self._runtime, store=self._store, settings=settings, jobs=self._jobs)
         own = OwnApi(context)
+        counts = (self.usage.tokens_today, self._live.tokens_of, own.tokens_today)
         limits = Limits(
-            lambda key_id: self.usage.tokens_today(key_id) + self._live.tokens_of(key_id),
-            at_once=settings.api_max_requests,
+            lambda key_id: sum(count(key_id) for count in counts), at_once=settings.api_max_requests
         )
         app = ApiApp(self._runtime, own.names, own.routes())
         gate = Gate(
@@ -212,11 +217,10 @@ class ApiServer:
         while True:
             try:
                 await app.follow()
-                await asyncio.to_thread(self.keys.refresh)
-                await asyncio.to_thread(self.usage.tokens_today, "")  # at midnight it reads: not on the loop
+                await self._runtime.in_thread(self._refresh)
                 if time.monotonic() - named_at >= _NAMES_EVERY_S:
                     named_at = time.monotonic()
-                    models = await asyncio.to_thread(names.names)
+                    models = await self._runtime.in_thread(names.names)
                     self._status = replace(self._status, models=models)
             except WorkbenchError as error:
                 _log.warning("The API: %s", error)

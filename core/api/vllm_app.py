@@ -9,6 +9,8 @@ from collections.abc import AsyncIterator
 from types import SimpleNamespace
 from typing import Any
 
+from starlette.exceptions import HTTPException
+
 from core.api import live
 from core.api.live import Call
 from core.api.openai_errors import RETRY_LATER, HttpError
@@ -47,27 +49,24 @@ class VllmApp:
 
 
 async def make(engine: VllmEngine, slots: Slots) -> VllmApp:
-    """Build it, on the engine's loop; the slow part, vLLM's imports, in a thread."""
+    """Build it, in a thread: half a second of imports and tokenizers, in which no chat would go on."""
     proxy = EngineProxy(engine, slots)
     tasks = await proxy.get_supported_tasks()
-    app, arguments = await asyncio.to_thread(_build, engine, tasks, proxy.model_config)
-    await _init_state()(proxy, app.state, arguments, tasks)
-    # vLLM's handlers end this "server" when the engine dies; ours stays, and gets a new engine
-    app.state.server = SimpleNamespace(should_exit=False)
-    return VllmApp(engine, app)
+    return VllmApp(engine, await asyncio.to_thread(_build, engine, proxy, tasks))
 
 
-def _build(engine: VllmEngine, tasks: Any, model_config: Any) -> tuple[Any, Any]:
+def _build(engine: VllmEngine, proxy: EngineProxy, tasks: Any) -> Any:
     try:
+        from vllm.entrypoints.launchers.api_server.app_state import init_app_state
         from vllm.entrypoints.launchers.app import build_app
         from vllm.entrypoints.launchers.cli_args import make_arg_parser, validate_parsed_serve_args
     except ImportError:  # 0.26
-        from vllm.entrypoints.openai.api_server import build_app
+        from vllm.entrypoints.openai.api_server import build_app, init_app_state
         from vllm.entrypoints.openai.cli_args import make_arg_parser, validate_parsed_serve_args
     from vllm.utils.argparse_utils import FlexibleArgumentParser
     from vllm.v1.engine.exceptions import EngineDeadError
 
-    asked = ["--model", str(model_config.model), "--served-model-name", engine.info.model]
+    asked = ["--model", str(proxy.model_config.model), "--served-model-name", engine.info.model]
     asked += ["--enable-prompt-tokens-details", "--disable-fastapi-docs"]
     parser = _tool_parser(engine.chat_template or "")
     if parser is not None:
@@ -75,23 +74,28 @@ def _build(engine: VllmEngine, tasks: Any, model_config: Any) -> tuple[Any, Any]
     arguments = make_arg_parser(FlexibleArgumentParser()).parse_args(asked)
     arguments.allowed_origins = []  # no page of another site; the gate sees to that
     validate_parsed_serve_args(arguments)
-    app = build_app(arguments, tasks, model_config)
+    app = build_app(arguments, tasks, proxy.model_config)
     app.add_exception_handler(EngineDeadError, _on_death)
-    return app, arguments
-
-
-def _init_state() -> Any:
-    try:
-        from vllm.entrypoints.launchers.api_server.app_state import init_app_state
-    except ImportError:  # 0.26
-        from vllm.entrypoints.openai.api_server import init_app_state
-    return init_app_state
+    app.add_exception_handler(HTTPException, _on_no_route)
+    app.middleware_stack = None  # it was built before them
+    asyncio.run(init_app_state(proxy, app.state, arguments, tasks))  # a coroutine that waits for nothing
+    # vLLM's handlers end this "server" when the engine dies; ours stays, and gets a new engine
+    app.state.server = SimpleNamespace(should_exit=False)
+    return app
 
 
 async def _on_death(_request: Any, _error: Exception) -> Any:
     return HttpError(
         503, "The engine ended; it is being started again.", code="engine_died", headers=RETRY_LATER
     ).response
+
+
+async def _on_no_route(request: Any, error: HTTPException) -> Any:
+    """What Starlette itself says of a path: vLLM mounts only the paths that the model is one for."""
+    if error.status_code == 405:
+        message = f"{request.url.path} does not take {request.method}."
+        return HttpError(405, message, code="method_not_allowed").response
+    return HttpError(error.status_code, f"This model has no {request.url.path}.", code="not_found").response
 
 
 def _tool_parser(template: str) -> str | None:
@@ -127,6 +131,10 @@ class EngineProxy:
             return self._engine.client().errored
         except EngineDied:
             return True
+
+    @property
+    def is_running(self) -> bool:
+        return not self.errored
 
     @property
     def dead_error(self) -> BaseException:
