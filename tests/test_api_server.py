@@ -234,6 +234,9 @@ def test_pages_of_other_sites_may_not_ask_without_a_key(api, guarded):
     foreign = client.post("/generate", json=SHORT, headers={"Origin": "https://evil.example"})
     assert foreign.status_code == 403
     assert client.post("/generate", json=SHORT, headers={"Origin": "null"}).status_code == 403
+    plain = client.get("/v1/models").headers
+    assert plain["cross-origin-resource-policy"] == "same-origin"
+    assert plain["x-content-type-options"] == "nosniff"
     own = {"Origin": str(client.base_url).rstrip("/")}
     assert client.post("/generate", json=SHORT, headers=own).status_code == 200
     server, keyed = guarded

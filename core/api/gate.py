@@ -34,6 +34,11 @@ _STREAMED = ("/v1/files",)
 _BODY_PATIENCE_S = 30.0
 _CLIENT_LEFT = 499
 _UNKNOWN_A_MINUTE = 60
+# a page of another site can't have an answer of ours as its script, style or image
+_FOR_BROWSERS = (
+    (b"cross-origin-resource-policy", b"same-origin"),
+    (b"x-content-type-options", b"nosniff"),
+)
 _HOST = re.compile(r"^(\[[0-9a-f:.]+\]|[^:]+)(?::\d+)?$")
 
 
@@ -85,6 +90,7 @@ class Gate:
             nonlocal status, is_whole
             if message["type"] == "http.response.start":
                 status = message["status"]
+                message = {**message, "headers": [*message.get("headers", ()), *_FOR_BROWSERS]}
             else:
                 is_whole = not message.get("more_body", False)
             await send(message)
