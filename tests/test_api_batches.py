@@ -12,6 +12,7 @@ from pathlib import Path
 import openai
 import pytest
 from api_serving import serving
+from apps import opened
 from test_adapters import make_adapter
 from waiting import until
 
@@ -19,6 +20,7 @@ from core.adapters.registry import Adapters
 from core.api.records import KeyLimits
 from core.presets import Presets
 from core.types import EngineSpec
+from pages.parts import session
 
 ROOT = Path(__file__).parents[1]
 CHAT, COMPLETIONS = "/v1/chat/completions", "/v1/completions"
@@ -148,6 +150,22 @@ def test_a_batch_is_a_run_like_any_other(api):
     assert (run.spec.prompt.mode, run.spec.input.name) == ("openai", "questions.jsonl (API)")
     outputs = client.files.list(purpose="batch_output").data
     assert [file.id for file in outputs] == [batch.output_file_id]
+
+
+def test_the_batch_page_shows_its_run(workspace, monkeypatch):
+    monkeypatch.setenv("WORKBENCH_API_PORT", "0")
+    app = opened("batch")
+    session.api().start()
+    assert session.api().wait(20).phase == "serving"
+    batch = done(client_of(session.api()), [line(0), line(1, temprature=1)])
+    app.run()
+    assert "questions.jsonl (API)" in " ".join(one.value.replace("\\", "") for one in app.markdown)
+    next(one for one in app.button if one.label == "Open").click().run()
+    assert not app.exception
+    shown = next(table.value for table in app.dataframe if "answer_status" in table.value)
+    assert list(shown["custom_id"]) == ["q0", "q1"]
+    assert list(shown["answer_status"]) == ["ok", "error"]
+    assert batch.request_counts.completed == 1
 
 
 @pytest.mark.parametrize(

@@ -51,6 +51,7 @@ def test_a_file_comes_back_as_it_went(client):
     found = client.get(f"/v1/files/{file['id']}/content")
     assert found.content == content
     assert found.headers["content-type"] == "application/octet-stream"
+    assert found.headers["content-disposition"].startswith("attachment")
     assert client.get(f"/v1/files/{file['id']}").json() == file
 
 

@@ -190,10 +190,12 @@ class FileRoutes:
         return JSONResponse({"id": file_id, "object": "file", "deleted": True})
 
     async def _content(self, request: Request) -> Response:
-        path = self._files.path(await self._found(request))
+        file = await self._found(request)
+        path = self._files.path(file)
         if not path.is_file():
             raise HttpError(404, "The file's content is gone.", code="file_not_found", param="id")
-        return FileResponse(path, media_type="application/octet-stream")
+        # a browser keeps it, and never shows what a model wrote
+        return FileResponse(path, media_type="application/octet-stream", filename=file.filename)
 
     async def _found(self, request: Request) -> ApiFile:
         return await asyncio.to_thread(
