@@ -14,14 +14,13 @@ import sqlalchemy as sa
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 
-from core.api.openai_errors import HttpError
+from core.api.openai_errors import RETRY_LATER, HttpError
 from core.errors import EngineDied, EngineLoadError, EngineNotReady, EngineUnavailable, WorkbenchError
 
 T = TypeVar("T")
 Handler = Callable[[Request], Awaitable[Response]]
 
 _GONE = (EngineNotReady, EngineDied, EngineLoadError, EngineUnavailable)
-_RETRY_AFTER_S = 5
 _CLIENT_GONE = 499  # nobody reads it; as nginx logs it
 _log = logging.getLogger(__name__)
 
@@ -31,8 +30,7 @@ def as_http_error(error: Exception) -> HttpError:
     if isinstance(error, HttpError):
         return error
     if isinstance(error, _GONE):
-        headers = {"Retry-After": str(_RETRY_AFTER_S)}
-        return HttpError(503, str(error), code="engine_not_ready", headers=headers)
+        return HttpError(503, str(error), code="engine_not_ready", headers=RETRY_LATER)
     if isinstance(error, WorkbenchError):
         return HttpError(400, str(error))
     return HttpError(500, "An unexpected error; the server's log has it.")
