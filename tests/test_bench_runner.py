@@ -1,5 +1,6 @@
 """Benchmarks at work on the scripted engine: what is measured, kept, stopped and what survives."""
 
+import errno
 import json
 import os
 import signal
@@ -289,6 +290,24 @@ def test_an_engine_that_dies_leaves_the_finished_points(at_once, monkeypatch):
     assert "out of memory" in view.message
     assert [point.result["completed"] for point in view.points] == [6]
     assert at_once._runtime.in_use() == {}
+
+
+def test_a_full_disk_ends_it_with_words_and_keeps_what_is_there(at_once, monkeypatch):
+    sync = os.fsync
+    written = []
+
+    def full(descriptor):
+        written.append(descriptor)
+        if len(written) > 2:  # a point syncs its file and its folder
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        sync(descriptor)
+
+    monkeypatch.setattr(os, "fsync", full)
+    view = done(at_once, spec("throughput", repeats=3))
+    assert view.state == "failed"
+    assert "No space left" in view.message
+    assert len(view.points) == 1
+    assert at_once.point(view.benchmark_id, 0).result["num_requests"] == 6
 
 
 def test_what_the_engine_cannot_do_is_refused_before_anything_begins(at_once, monkeypatch):

@@ -6,12 +6,13 @@ is listed is there whole, whatever ends the process.
 
 from __future__ import annotations
 
+import contextlib
 import datetime as dt
 import json
 import os
 import shutil
 from collections import defaultdict
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -44,9 +45,13 @@ class BenchStore:
         environment: Mapping[str, Any],
         source: str | None = None,
     ) -> str:
-        """A new benchmark that this process works on; one with a `source` is an imported file, and done."""
+        """A new benchmark that this process works on; one with a `source` is an imported file, and done.
+
+        Raises BenchError where the workspace can't be written.
+        """
         benchmark_id = new_id()
-        (self._folder / benchmark_id).mkdir(parents=True)
+        with _writing(self._folder):
+            (self._folder / benchmark_id).mkdir(parents=True)
         values = {
             "benchmark_id": benchmark_id,
             "created_at": dt.datetime.now(dt.UTC),
@@ -66,8 +71,9 @@ class BenchStore:
         self._change(benchmark_id, state=state, message=message, **_NOBODY)
 
     def add_point(self, benchmark_id: str, summary: PointSummary, text: str) -> None:
-        """Keep a finished point: its file of JSON `text` first, then its row."""
-        _write_whole(self._file(benchmark_id, summary.number), text)
+        """Keep a finished point: its file of JSON `text` first, then its row. Raises BenchError as `add`."""
+        with _writing(self._folder):
+            _write_whole(self._file(benchmark_id, summary.number), text)
         values = {
             "benchmark_id": benchmark_id,
             "number": summary.number,
@@ -171,6 +177,17 @@ def _view(row: Mapping[str, Any], points: tuple[PointSummary, ...]) -> BenchView
         is_baseline=row["is_baseline"],
         source=row["source"],
     )
+
+
+@contextlib.contextmanager
+def _writing(folder: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise BenchError(
+            f"The benchmark can't be kept in {folder}: {error.strerror}.",
+            hint="Check that the workspace folder has room and is yours.",
+        ) from error
 
 
 def _write_whole(path: Path, text: str) -> None:
