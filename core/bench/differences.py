@@ -219,10 +219,11 @@ def _by_load(subject: Subject) -> dict[Load | None, tuple[Point, ...]]:
 
 def _at(load: Load | None, groups: Sequence[Sequence[Point]], baseline: int, threshold: float) -> AtLoad:
     names = dict.fromkeys(name for points in groups for name in figures.names(points))
+    tables = [figures.table(names, points) for points in groups]
     lines = []
     for name in names:
         metric = figures.metric(name)
-        found = tuple(figures.figure(name, points) for points in groups)
+        found = tuple(one.get(name) for one in tables)
         if metric is None or sum(one is not None for one in found) < 2:
             continue
         base = found[baseline]

@@ -8,9 +8,10 @@ figure serves for the spread only.
 from __future__ import annotations
 
 import functools
+import itertools
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -94,6 +95,18 @@ class Figure:
     """Standard error; None where one repeat can't tell."""
 
 
+@dataclass(frozen=True, slots=True)
+class _Samples:
+    """`values` in ms, those of each request beside each other; `sizes`: how many each request has."""
+
+    values: np.ndarray
+    sizes: np.ndarray
+
+
+_Seen = dict[tuple[str, int], _Samples | None]
+"""What was read of points already, by metric and point: reading it for each percentile takes seconds."""
+
+
 def metric(name: str) -> Metric | None:
     """The metric of that name, such as "p99_ttft_ms"; None for a field that is no metric to compare."""
     if name in RATES:
@@ -124,14 +137,17 @@ def without_details(summary: PointSummary) -> Point:
 
 def names(points: Sequence[Point]) -> tuple[str, ...]:
     """The metrics that these points have, the rates first."""
-    found: dict[str, None] = {name: None for name in RATES if any(own(name, point) for point in points)}
+    found: dict[str, None] = {}
+    for name in RATES:
+        if any(own(name, point) for point in points):
+            found[name] = None
     for point in points:
         found |= {name: None for name, value in point.result.items() if value is not None and metric(name)}
-        if "latencies" in point.result or "avg_latency" in point.result:
-            found |= dict.fromkeys(("avg_latency", "p50_latency", "p99_latency"))
+        if point.result.get("avg_latency") is not None:
+            found |= {name: None for name in ("p50_latency", "p99_latency") if _latencies(point)}
     if any(name.startswith("median") for name in found):  # the same twice
         found = {name: None for name in found if not name.startswith("p50_") or "latency" in name}
-    return tuple(name for name in found if any(own(name, point) is not None for point in points))
+    return tuple(found)
 
 
 def figure(name: str, points: Sequence[Point]) -> Figure | None:
@@ -140,35 +156,19 @@ def figure(name: str, points: Sequence[Point]) -> Figure | None:
     Also None for a percentile or mean of several repeats without their requests: such figures can't
     be put together.
     """
-    found = [own(name, point) for point in points]
-    values = tuple(value for value in found if value is not None)
-    if not points or len(values) < len(found):
-        return None
-    value = values[0] if len(values) == 1 else _pooled(name, points)
-    if value is None:
-        return None
-    if len(values) > 1:
-        return _with_interval(value, values, values, "repeats")
-    if name == "avg_latency" and len(iterations := _latencies(points[0])) > 1:
-        return _with_interval(value, values, iterations, "iterations")
-    groups = _groups(name, points[0])
-    if not groups:
-        return Figure(value=value, values=values, low=None, high=None, n=1, of="repeats")
-    low, high = _bootstrap(name, groups)
-    return Figure(value=value, values=values, low=low, high=high, n=len(groups), of="requests")
+    return table([name], points).get(name)
+
+
+def table(names: Iterable[str], points: Sequence[Point]) -> dict[str, Figure]:
+    """The figures of several metrics over the same repeats; those that `figure` has none of are left out."""
+    seen: _Seen = {}
+    found = {name: _figure(name, points, seen) for name in names}
+    return {name: one for name, one in found.items() if one is not None}
 
 
 def own(name: str, point: Point) -> float | None:
     """The metric of one repeat."""
-    if name in RATES:
-        amount, per = _amounts(name, point)
-        return None if amount is None or not per else amount / per
-    if _LATENCY_METRIC.fullmatch(name):
-        values = _latencies(point)
-        return _statistic(name, np.asarray(values)) if values else _number(point.result.get(name))
-    if groups := _groups(name, point):
-        return _statistic(name, np.concatenate(groups))
-    return _number(point.result.get(name))
+    return _own(name, point, {})
 
 
 def student_t(freedom: float) -> float:
@@ -186,6 +186,36 @@ def student_t(freedom: float) -> float:
 # -- the inside -------------------------------------------------------------------
 
 
+def _figure(name: str, points: Sequence[Point], seen: _Seen) -> Figure | None:
+    each = [_own(name, point, seen) for point in points]
+    values = tuple(value for value in each if value is not None)
+    if not points or len(values) < len(each):
+        return None
+    value = values[0] if len(values) == 1 else _pooled(name, points, seen)
+    if value is None:
+        return None
+    if len(values) > 1:
+        return _with_interval(value, values, values, "repeats")
+    if name == "avg_latency" and len(iterations := _latencies(points[0])) > 1:
+        return _with_interval(value, values, iterations, "iterations")
+    samples = _samples(name, points[0], seen)
+    if samples is None:
+        return Figure(value=value, values=values, low=None, high=None, n=1, of="repeats")
+    low, high = _bootstrap(name, samples)
+    return Figure(value=value, values=values, low=low, high=high, n=len(samples.sizes), of="requests")
+
+
+def _own(name: str, point: Point, seen: _Seen) -> float | None:
+    if name in RATES:
+        amount, per = _amounts(name, point)
+        return None if amount is None or not per else amount / per
+    if _LATENCY_METRIC.fullmatch(name):
+        values = _latencies(point)
+        return _statistic(name, np.asarray(values)) if values else _number(point.result.get(name))
+    samples = _samples(name, point, seen)
+    return _number(point.result.get(name)) if samples is None else _statistic(name, samples.values)
+
+
 def _with_interval(value: float, values: tuple[float, ...], spread: Sequence[float], of: Of) -> Figure:
     """Student's interval from what varied between independent measurements."""
     n = len(spread)
@@ -195,15 +225,16 @@ def _with_interval(value: float, values: tuple[float, ...], spread: Sequence[flo
     return Figure(value=value, values=values, low=low, high=value + half, n=n, of=of, error=error)
 
 
-def _pooled(name: str, points: Sequence[Point]) -> float | None:
+def _pooled(name: str, points: Sequence[Point], seen: _Seen) -> float | None:
     if name in RATES:
         parts = [_amounts(name, point) for point in points]
         return sum(amount or 0.0 for amount, _per in parts) / sum(per for _amount, per in parts)
     if _LATENCY_METRIC.fullmatch(name):
         each = [_latencies(point) for point in points]
         return _statistic(name, np.concatenate(each)) if all(each) else None
-    each = [_groups(name, point) for point in points]
-    return _statistic(name, np.concatenate([np.concatenate(one) for one in each])) if all(each) else None
+    samples = [_samples(name, point, seen) for point in points]
+    known = [one.values for one in samples if one is not None]
+    return _statistic(name, np.concatenate(known)) if len(known) == len(samples) else None
 
 
 def _amounts(name: str, point: Point) -> tuple[float | None, float]:
@@ -238,19 +269,24 @@ def _latencies(point: Point) -> list[float]:
     return []
 
 
-def _groups(name: str, point: Point) -> list[np.ndarray]:
-    """The metric's values in ms, those of each answered request together; [] where nothing was measured."""
+def _samples(name: str, point: Point, seen: _Seen) -> _Samples | None:
+    """The metric's values of all answered requests; None where nothing was measured, request by request."""
     found = _REQUEST_METRIC.fullmatch(name)
-    if found is None:
-        return []
-    each = (_values(found[3], record) for record in point.records if record.ok)
-    return [np.asarray(values) * 1000 for values in each if values]
+    if found is None or not point.records:
+        return None
+    key = (found[3], id(point))
+    if key not in seen:
+        each = [_values(found[3], record) for record in point.records if record.ok]
+        sizes = np.asarray([len(values) for values in each if values])
+        values = np.fromiter(itertools.chain.from_iterable(each), float, count=int(sizes.sum())) * 1000
+        seen[key] = _Samples(values, sizes) if len(values) else None
+    return seen[key]
 
 
 def _values(what: str, record: RequestRecord) -> tuple[float, ...]:
     if what == "itl":
         return record.itls_s
-    value = {"ttft": record.ttft_s, "tpot": record.tpot_s, "e2el": record.e2el_s}[what]
+    value = record.ttft_s if what == "ttft" else record.tpot_s if what == "tpot" else record.e2el_s
     return () if value is None else (value,)
 
 
@@ -261,22 +297,21 @@ def _statistic(name: str, values: np.ndarray) -> float:
     return float(np.percentile(values, 50.0 if word == "median" else float(word[1:])))
 
 
-def _bootstrap(name: str, groups: Sequence[np.ndarray]) -> tuple[float | None, float | None]:
+def _bootstrap(name: str, samples: _Samples) -> tuple[float | None, float | None]:
     """A 95% percentile interval (Efron & Tibshirani, 1993, chapter 13), whole requests drawn anew.
 
     The gaps of one request are no independent evidence, so a request comes with all of its.
     """
-    sizes = np.asarray([len(group) for group in groups])
-    if len(groups) < 2 or sizes.sum() > _MOST_BOOTSTRAPPED:
+    values, sizes = samples.values, samples.sizes
+    if len(sizes) < 2 or len(values) > _MOST_BOOTSTRAPPED:
         return None, None
-    draws = _draws(len(groups))
+    draws = _draws(len(sizes))
     if name.startswith("mean"):
-        sums = np.asarray([group.sum() for group in groups])
+        sums = np.add.reduceat(values, np.cumsum(sizes) - sizes)
         found = (draws @ sums) / (draws @ sizes)
     else:
-        values = np.concatenate(groups)
         order = np.argsort(values, kind="stable")
-        owners, ordered = np.repeat(np.arange(len(groups)), sizes)[order], values[order]
+        owners, ordered = np.repeat(np.arange(len(sizes)), sizes)[order], values[order]
         share = 0.5 if name.startswith("median") else float(name.split("_")[0][1:]) / 100
         found = np.asarray([_weighted_quantile(ordered, draw[owners], share) for draw in draws])
     low, high = np.quantile(found, (0.025, 0.975))

@@ -147,9 +147,9 @@ def _warnings(view: BenchView, points: Sequence[Point]) -> list[str]:
 
 def _figures_section(load: Load | None, repeats: Sequence[Point], charts: bool) -> Section:
     rows = []
-    for name in figures.names(repeats):
-        metric, found = figures.metric(name), figures.figure(name, repeats)
-        if metric is not None and found is not None:
+    for name, found in figures.table(figures.names(repeats), repeats).items():
+        metric = figures.metric(name)
+        if metric is not None:
             each = ", ".join(number(value) for value in found.values) if len(found.values) > 1 else ""
             rows.append(
                 [
