@@ -15,6 +15,7 @@ from core import (
     cli_batch,
     cli_bench,
     cli_bench_compare,
+    cli_bench_tune,
     cli_compare,
     cli_models,
     cli_presets,
@@ -37,6 +38,7 @@ app = typer.Typer(
 app.add_typer(cli_models.app, name="models")
 app.add_typer(cli_presets.app, name="presets")
 cli_bench_compare.add_to(cli_bench.app)
+cli_bench_tune.add_to(cli_bench.app)
 app.add_typer(cli_bench.app, name="bench")
 app.command(short_help="Run a model over every row of a table.")(cli_batch.batch)
 app.command(short_help="Ask prompts under several parameter sets, and score the answers.")(

@@ -3,10 +3,9 @@
 import pytest
 from apps import button
 from streamlit.testing.v1 import AppTest
+from tuned import by_width
 from waiting import until
 
-from core.engines import scripted
-from core.engines.scripted import ScriptedEngine
 from core.types import EngineSpec
 from pages.parts import session
 
@@ -14,12 +13,7 @@ from pages.parts import session
 @pytest.fixture
 def ready(workspace, monkeypatch):
     """Loaded with 256 slots, which are slow; 512 are five times as fast, 1,024 slow again."""
-    speeds = {256: 20.0, 512: 100.0}
-
-    def load(spec, settings, **_runtime):
-        return ScriptedEngine(spec, tokens_per_s=speeds.get(spec.max_num_seqs or 256, 20.0))
-
-    monkeypatch.setattr(scripted, "load", load)
+    by_width(monkeypatch, {256: 20, 512: 100})
     session.runtime().load(EngineSpec(engine="scripted"))
     session.runtime().wait_ready(20)
     return workspace

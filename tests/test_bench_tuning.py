@@ -11,20 +11,20 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from core.bench import tuning_plan, tuning_search
+from core.bench import tuning_plan, tuning_search, tuning_work
 from core.bench.runner import Benchmarks
 from core.bench.spec import BenchSpec, Load, RandomWorkload, Sweep
 from core.bench.tuning import Tuning
 from core.bench.tuning_plan import TuningPlan
 from core.bench.tuning_search import Axis
-from core.engines import scripted
 from core.engines.scripted import ScriptedEngine
-from core.errors import BenchError, EngineLoadError, ParameterError
+from core.errors import BenchError, ParameterError
 from core.machine import Gpu, Machine
 from core.runtime import Runtime
 from core.saved_settings import SavedSettings
 from core.store import Store
 from core.types import EngineSpec
+from tests.tuned import by_width
 from tests.waiting import until
 
 LAPTOP = Machine(
@@ -147,7 +147,7 @@ def test_a_plan_that_makes_no_sense_is_refused_in_words(values, words):
 
 @dataclass
 class Rig:
-    """`speeds`: tokens/s of a request by max_num_seqs; a width without one can't be loaded."""
+    """`speeds`: tokens/s by max_num_seqs; a width without one can't be loaded."""
 
     runtime: Runtime
     benchmarks: Benchmarks
@@ -159,11 +159,9 @@ class Rig:
     def plan(self, **values) -> TuningPlan:
         return TuningPlan(**{"spec": SMALL, "settings": ("max_num_seqs",), "minutes": 5, **values})
 
-    def at(self, **speeds) -> None:
-        """The engine loaded anew, at these speeds: `slots_256=20.0`."""
-        self.speeds = {int(name.removeprefix("slots_")): speed for name, speed in speeds.items()}
-        self.runtime.load()
-        self.runtime.wait_ready(20)
+    def slowly(self) -> None:
+        """Have answers take seconds, so that the search is caught at work."""
+        self.runtime.engine._seconds_per_token = 0.5
 
     def search(self, **values):
         self.tuning.start(self.plan(**values))
@@ -178,15 +176,7 @@ def rig(make_scripted_runtime: Callable[..., Runtime], monkeypatch) -> Iterator[
     benchmarks = Benchmarks(runtime, store, runtime.settings)
     saved = SavedSettings(store)
     made = Rig(runtime, benchmarks, saved, Tuning(benchmarks, runtime, saved), {128: 20, 256: 20, 512: 100})
-
-    def load(spec, settings, **_runtime):
-        slots = spec.max_num_seqs or 256
-        made.loaded.append(slots)
-        if slots not in made.speeds:
-            raise EngineLoadError(f"No memory for {slots} slots.")
-        return ScriptedEngine(spec, tokens_per_s=made.speeds[slots])
-
-    monkeypatch.setattr(scripted, "load", load)
+    by_width(monkeypatch, made.speeds, made.loaded)
     runtime.load()
     runtime.wait_ready(20)
     yield made
@@ -236,12 +226,14 @@ def test_the_best_is_kept_for_the_model_with_one_call(rig):
 
 
 def test_without_a_difference_the_settings_stay(rig):
-    rig.at(slots_128=20.0, slots_256=100.0, slots_512=20.0)
+    rig.speeds |= {128: 102, 256: 100, 512: 20}  # 128 looks better, by less than the repeats differ
     view = rig.search()
     assert view.state == "done" and view.best == 0 and view.verdict is None
     assert "Keep the settings as they are" in view.words
     assert rig.runtime.wait_ready(20).spec.max_num_seqs is None
-    slower = view.trials[1]
+    slower, alike = view.trials[1], view.trials[2]
+    assert alike.changes == {"max_num_seqs": 128} and alike.difference.verdict == "no difference shown"
+    assert len(alike.benchmark_ids) == 2
     assert slower.changes == {"max_num_seqs": 512} and slower.message == "Not better at first look."
     assert len(slower.benchmark_ids) == 1 and slower.difference.value < 0
 
@@ -250,8 +242,8 @@ def test_a_best_that_is_not_so_once_more_is_given_up(rig, monkeypatch):
     original = rig.benchmarks.start
 
     def start(spec):
-        slower = rig.tuning.now().stage.startswith("Measuring the settings of before")
-        rig.runtime.engine._seconds_per_token = 1 / 20 if slower else 1 / rig.speeds[rig.loaded[-1]]
+        if rig.tuning.now().stage.startswith("Measuring the settings of before"):
+            rig.speeds[512] = 20
         return original(spec)
 
     monkeypatch.setattr(rig.benchmarks, "start", start)
@@ -268,7 +260,7 @@ def test_serving_is_searched_for_a_latency(rig):
 
 
 def test_stopping_keeps_what_was_found(rig):
-    rig.at(slots_256=4.0)
+    rig.slowly()
     rig.tuning.start(rig.plan())
     until(lambda: rig.benchmarks.at_work() is not None)
     rig.tuning.stop()
@@ -286,7 +278,7 @@ def test_the_budget_ends_the_search_after_the_settings_of_before(rig):
 
 
 def test_somebody_else_s_load_ends_the_search_and_is_left_alone(rig):
-    rig.at(slots_256=4.0)
+    rig.slowly()
     rig.tuning.start(rig.plan())
     until(lambda: rig.benchmarks.at_work() is not None)
     rig.runtime.load(EngineSpec(engine="scripted", max_model_len=100))
@@ -313,6 +305,15 @@ def test_who_uses_the_engine_is_not_interrupted_unasked(rig):
     with pytest.raises(BenchError, match="search is at work"):
         rig.tuning.start(rig.plan(), interrupt=True)
     assert rig.tuning.wait(20).state == "done"
+
+
+def test_the_figure_is_the_benchmark_s_own(rig, monkeypatch):
+    monkeypatch.undo()
+    number = rig.benchmarks.start(SMALL.model_copy(update={"repeats": 2}))
+    view = rig.benchmarks.wait(number, 20)
+    found = tuning_work.measured(rig.benchmarks, number, "output_throughput")
+    assert found.values == tuple(point.result["output_throughput"] for point in view.points)
+    assert tuning_work.measured(rig.benchmarks, number, "p99_itl_ms") is None
 
 
 def test_nothing_can_be_used_before_a_search_has_ended(rig):

@@ -160,7 +160,7 @@ class TuningWork:
             if view.state != "complete":
                 raise BenchError(view.message or f"It was {view.state}.")
             self._points.append((time.monotonic() - began) / repeats)
-            figure = figures.figure(self._plan.metric, subjects.kept(self._benchmarks, benchmark_id).points)
+            figure = measured(self._benchmarks, benchmark_id, self._plan.metric)
             if figure is None:
                 raise BenchError(f"{self._plan.goal.title} was not measured.")
         except WorkbenchError as error:  # other settings may well do
@@ -252,6 +252,11 @@ class TuningWork:
                 again = self._trial(place).message if self._trial(place).state == "failed" else ""
                 message = f"Not measured once more. {again}".strip() if again else ""
                 self._edit(place, state="done", message=message)
+
+
+def measured(benchmarks: Benchmarks, benchmark_id: str, metric: str) -> Figure | None:
+    """The metric over the repeats of a benchmark; None where it was not measured."""
+    return figures.figure(metric, subjects.kept(benchmarks, benchmark_id).points)
 
 
 def _is_ahead(goal: figures.Metric, figure: Figure, base: Figure) -> bool:
