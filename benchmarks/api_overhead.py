@@ -118,20 +118,19 @@ def _ready(process: subprocess.Popen[bytes], port: int, log: Path) -> str:
 
 
 def measure(port: int, name: str, model: str, asked: argparse.Namespace, folder: Path) -> dict:
-    """One run of vLLM's client, after a smaller one that warms up."""
-    for prompts in (min(32, asked.prompts), asked.prompts):
-        command = vllm_command(
-            "bench", "serve", "--backend", "openai", "--base-url", f"http://127.0.0.1:{port}",
-            "--model", name, "--tokenizer", model, "--dataset-name", "random", "--ignore-eos",
-            "--random-input-len", str(asked.input), "--random-output-len", str(asked.output),
-            "--num-prompts", str(prompts), "--temperature", "0", "--seed", str(prompts),
-            "--save-result", "--result-dir", str(folder), "--result-filename", "result.json",
-        )  # fmt: skip
-        if asked.concurrency:
-            command += ["--max-concurrency", str(asked.concurrency)]
-        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
-        if done.returncode:
-            raise SystemExit(f"vllm bench serve failed:\n{done.stdout[-2000:]}{done.stderr[-2000:]}")
+    """One run of vLLM's client, which first warms up with requests of its own."""
+    command = vllm_command(
+        "bench", "serve", "--backend", "openai", "--base-url", f"http://127.0.0.1:{port}",
+        "--model", name, "--tokenizer", model, "--dataset-name", "random", "--ignore-eos",
+        "--random-input-len", str(asked.input), "--random-output-len", str(asked.output),
+        "--num-prompts", str(asked.prompts), "--num-warmups", "32", "--temperature", "0",
+        "--save-result", "--result-dir", str(folder), "--result-filename", "result.json",
+    )  # fmt: skip
+    if asked.concurrency:
+        command += ["--max-concurrency", str(asked.concurrency)]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    if done.returncode:
+        raise SystemExit(f"vllm bench serve failed:\n{done.stdout[-2000:]}{done.stderr[-2000:]}")
     result = json.loads((folder / "result.json").read_text())
     if result["completed"] != asked.prompts:
         raise SystemExit(f"{result['completed']} of {asked.prompts} requests were answered.")
