@@ -14,6 +14,7 @@ from pages.parts import (
     bench_nav,
     bench_result,
     bench_setup,
+    bench_tune,
     session,
 )
 
@@ -48,6 +49,7 @@ _SECTIONS = {
     bench_nav.COMPARE: ("Compare", bench_compare.draw),
     "history": ("History", bench_history.draw),
     "engines": ("Engines", bench_engines.draw),
+    "tune": ("Tune", bench_tune.draw),
 }
 
 st.title("Benchmark", anchor=False)
