@@ -1,5 +1,6 @@
 """Downloads by the hubs' real clients, from a local server that gives real files and misbehaves."""
 
+import contextlib
 import json
 import os
 import random
@@ -449,6 +450,13 @@ def test_a_catalogue_that_can_not_be_written_leaves_no_process_and_is_made_up_fo
     hub.models["org/other"] = Model(dict(FILES))
     with pytest.raises(WorkbenchError, match="disk is full"):
         downloads.start(DownloadSpec(hub="huggingface", repo="org/other"))
-    until(lambda: not [one for one in psutil.Process().children() if "core.hub.worker" in one.cmdline()])
+
+    def workers():
+        for child in psutil.Process().children():
+            with contextlib.suppress(psutil.NoSuchProcess):  # it ended meanwhile, or long ago
+                if "core.hub.worker" in child.cmdline():
+                    yield child
+
+    until(lambda: not list(workers()))
     monkeypatch.setattr(downloads, "_update", write)
     assert ended(downloads, downloads.start(DownloadSpec(hub="huggingface", repo="org/other"))).path
