@@ -31,6 +31,8 @@ _TOOL_PARSERS = (
     ("<|tool_call|>", "granite"),
 )
 
+_ANY_PARSER = "hermes"
+
 
 class VllmApp:
     """`app` answers for `engine` until that is closed."""
@@ -69,8 +71,9 @@ def _build(engine: VllmEngine, proxy: EngineProxy, tasks: Any) -> Any:
     asked = ["--model", str(proxy.model_config.model), "--served-model-name", engine.info.model]
     asked += ["--enable-prompt-tokens-details", "--disable-fastapi-docs"]
     parser = _tool_parser(engine.chat_template or "")
-    if parser is not None:
-        asked += ["--enable-auto-tool-choice", "--tool-call-parser", parser]
+    # a tool that the request names is called by any model, as structured output; vLLM wants a parser set
+    asked += ["--tool-call-parser", parser or _ANY_PARSER]
+    asked += ["--enable-auto-tool-choice"] if parser else []
     arguments = make_arg_parser(FlexibleArgumentParser()).parse_args(asked)
     arguments.allowed_origins = []  # no page of another site; the gate sees to that
     validate_parsed_serve_args(arguments)
