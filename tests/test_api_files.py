@@ -194,10 +194,13 @@ def test_a_disk_that_is_nearly_full_takes_no_file(client, folder, monkeypatch):
     assert list(folder.iterdir()) == []
 
 
+HEAD = b'--b\r\nContent-Disposition: form-data; name="file"; filename="a"\r\n\r\n'
+TAIL = b"\r\n--b--\r\n"
+
+
 def form(pieces, held=None):
-    """A request whose file comes in `pieces`; `held` is told what waits in memory before each."""
-    head = b'--b\r\nContent-Disposition: form-data; name="file"; filename="a"\r\n\r\n'
-    messages = iter([head, *pieces, b"\r\n--b--\r\n"])
+    """A request whose body comes in `pieces`; `held` is called before each."""
+    messages = iter(pieces)
 
     async def receive():
         if held:
@@ -209,9 +212,19 @@ def form(pieces, held=None):
     return Request({"type": "http", "method": "POST", "headers": headers}, receive)
 
 
+@pytest.mark.parametrize("size", [1, 2, 7, 61, 5000])
+def test_it_does_not_matter_where_the_network_cuts_it(tmp_path, size):
+    content = b"a line\r\n--c\r\n--\r\r\n" * 20  # as the boundary begins
+    body = HEAD + content + TAIL
+    upload = Upload(tmp_path / "part")
+    asyncio.run(upload.receive(form(body[start : start + size] for start in range(0, len(body), size))))
+    assert (upload.path.read_bytes(), upload.size_bytes) == (content, len(content))
+    assert upload.filename == "a"
+
+
 def test_a_large_file_is_never_held_in_memory(tmp_path):
     upload, held = Upload(tmp_path / "part"), []
-    pieces = [bytes(64 << 10)] * 160
+    pieces = [HEAD, *[bytes(64 << 10)] * 160, TAIL]
     asyncio.run(upload.receive(form(pieces, lambda: held.append(sum(map(len, upload._unwritten))))))
     assert upload.size_bytes == (tmp_path / "part").stat().st_size == 10 << 20
     assert max(held) <= (1 << 20) + (64 << 10)
@@ -220,7 +233,9 @@ def test_a_large_file_is_never_held_in_memory(tmp_path):
 def test_a_file_that_grows_too_large_is_cut_off(tmp_path):
     upload, came = Upload(tmp_path / "part"), []
     with pytest.raises(HttpError) as caught:
-        asyncio.run(upload.receive(form([bytes(1000)] * 50, lambda: came.append(1)), most_bytes=10_000))
+        asyncio.run(
+            upload.receive(form([HEAD, *[bytes(1000)] * 50], lambda: came.append(1)), most_bytes=10_000)
+        )
     assert (caught.value.status, caught.value.code) == (413, "file_too_large")
     assert len(came) < 15
 
