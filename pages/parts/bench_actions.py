@@ -44,7 +44,8 @@ def draw(view: BenchView) -> None:
 
 def _repeat(view: BenchView) -> None:
     try:
-        benchmark_id = session.benchmarks().start(view.spec)
+        # by itself: it is no part of the comparison of engines, or the search, that this one was
+        benchmark_id = session.benchmarks().start(view.spec.model_copy(update={"group": ""}))
     except WorkbenchError as error:
         st.toast(plain_text(str(error)), icon=":material/error:")
         return

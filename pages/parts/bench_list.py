@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import streamlit as st
 
+from core.bench import engines, tuning
 from core.bench.records import BenchView
 from pages.parts import bench_import, bench_nav, session
 from pages.parts.bench_words import KINDS, asked_words, headline, state_badge
@@ -11,6 +12,7 @@ from pages.parts.charts import counted
 from pages.parts.markdown import plain_text
 
 _WIDTHS = (4.6, 2.6, 2.4, 1.6, 1.2)
+_GROUPS = {engines.GROUP: "of a comparison of engines", tuning.GROUP: "of a search for settings"}
 _SEARCH_FROM = 8
 _MOST = 300
 
@@ -61,6 +63,7 @@ def _row(view: BenchView) -> None:
             st.markdown(f"**{plain_text(view.name)}**{state_badge(view)}{baseline}")
             words = [KINDS.get(view.kind, view.kind)]
             words += [asked_words(view)] if view.spec else ["imported"]
+            words += [_GROUPS[start] for start in _GROUPS if view.spec and view.spec.group.startswith(start)]
             st.caption(plain_text(" · ".join(words)))
         with model.container(gap=None):
             st.markdown(plain_text(_model(view) or "–"))

@@ -31,7 +31,7 @@ def draw() -> None:
         required=True, key=f"{key}:kind", persist_state="session",
     )  # fmt: skip
     st.caption(_ABOUT[kind])
-    fields: dict[str, object] = {"kind": kind, "group": initial.group if initial else ""}
+    fields: dict[str, object] = {"kind": kind}
     problem = ""
     fields["workload"] = workload_form(key, initial, kind)
     try:
