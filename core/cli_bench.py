@@ -37,7 +37,8 @@ SystemOption = Annotated[
 ]
 NumPromptsOption = Annotated[int | None, typer.Option(min=1, help="Requests of each point. Default: 200.")]
 InputLenOption = Annotated[
-    int | None, typer.Option("--input-len", "--random-input-len", min=1, help="Tokens of a random prompt.")
+    int | None,
+    typer.Option("--input-len", "--random-input-len", min=1, help="Tokens of a random prompt. Default: 256."),
 ]
 OutputLenOption = Annotated[
     int | None,
@@ -47,7 +48,7 @@ OutputLenOption = Annotated[
         "--sharegpt-output-len",
         "--prefix-repetition-output-len",
         min=1,
-        help="Tokens of every answer. Of a table: default where the model ends it.",
+        help="Tokens of every answer. Default: 64; as in the file; of a table where the model ends it.",
     ),
 ]
 RangeRatioOption = Annotated[
@@ -234,8 +235,8 @@ def serve(
 
 @app.command(short_help="How long one batch of equal prompts takes.")
 def latency(
-    input_len: InputLenOption = 32,
-    output_len: OutputLenOption = 128,
+    input_len: Annotated[int, typer.Option(min=1, help="Tokens of each prompt.")] = 32,
+    output_len: Annotated[int, typer.Option(min=1, help="Tokens of every answer.")] = 128,
     batch_size: Annotated[int, typer.Option(min=1, help="Requests of a batch.")] = 8,
     num_iters_warmup: Annotated[int, typer.Option(min=0, help="Batches that count nowhere.")] = 10,
     num_iters: Annotated[int, typer.Option(min=1, max=1000, help="Batches that are timed.")] = 30,
