@@ -188,16 +188,16 @@ CPU = {
     "physical_cores": 4, "dtype": "bfloat16", "settings": {"cpu_threads": 2}, "asked": {},
 }  # fmt: skip
 RATES = DeviceRates(
-    device="Some, threads: 2", bandwidth=2e10, copy_bandwidth=2e10, read_bandwidth=1e10,
+    device="Some, 2 threads", bandwidth=2e10, copy_bandwidth=2e10, read_bandwidth=1e10,
     flops={"bfloat16": 1e11, "float32": 2e11}, measured_at="2026-11-21T10:00:00+00:00",
 )  # fmt: skip
 
 
 def test_a_device_is_named_with_its_threads():
-    assert device_rates.device_of(CPU) == "Some, threads: 2"
-    assert device_rates.device_of(CPU | {"settings": {}}) == "Some, threads: 4"
+    assert device_rates.device_of(CPU) == "Some, 2 threads"
+    assert device_rates.device_of(CPU | {"settings": {}}) == "Some, 4 threads"
     assert device_rates.device_of(CPU | {"gpus": ["H200"], "device": "H200"}) == "H200"
-    assert device_rates.device_of(CPU | {"gpus": ["H200"]}) == "Some, threads: 2"  # it computed on the CPU
+    assert device_rates.device_of(CPU | {"gpus": ["H200"]}) == "Some, 2 threads"  # it computed on the CPU
     assert device_rates.device_of(CPU | {"engine": "openai"}) is None
     assert device_rates.device_of({}) is None
 

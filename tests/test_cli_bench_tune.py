@@ -121,7 +121,7 @@ def test_a_benchmark_is_held_against_the_limit_of_its_device(here, tmp_path):
     code, _out, err = here("limit", number)
     assert code == 1 and "hasn't been measured here yet" in err and "--measure" in err
     rates = DeviceRates(
-        device="Some, threads: 2", bandwidth=1e7, copy_bandwidth=1e7, read_bandwidth=1e7,
+        device="Some, 2 threads", bandwidth=1e7, copy_bandwidth=1e7, read_bandwidth=1e7,
         flops={"float32": 1e12}, measured_at="2026-11-21T10:00:00+00:00",
     )  # fmt: skip
     device_rates._keep(settings, rates)

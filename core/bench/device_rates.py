@@ -57,7 +57,8 @@ def device_of(environment: Mapping[str, Any]) -> str | None:
         return None
     if gpus and not str(environment.get("device", "")).startswith("CPU"):
         return str(gpus[0])
-    return f"{cpu}, threads: {_threads(environment)}" if cpu else None
+    threads = _threads(environment)
+    return f"{cpu}, {threads} thread{'s' * (threads != 1)}" if cpu else None
 
 
 def kept(settings: Settings, device: str) -> DeviceRates | None:
