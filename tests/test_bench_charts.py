@@ -103,6 +103,11 @@ def test_a_timeline_shows_waiting_reading_writing_and_what_failed():
     assert list(parts["Failed"].y) == [2] and "<b>" not in parts["Failed"].customdata[0]
 
 
+def test_answers_that_came_whole_are_one_bar_each():
+    (bars,) = bench_charts.timeline([record(1.0, ttft_s=None, itls_s=())]).data
+    assert (bars.name, list(bars.base), list(bars.x)) == ("Answered, first token not timed", [1.0], [0.2])
+
+
 def test_a_timeline_is_bounded():
     figure = bench_charts.timeline([record(float(number)) for number in range(5000)])
     assert len(figure.data[0].y) == bench_charts.MOST_REQUESTS

@@ -238,6 +238,7 @@ def timeline(records: Sequence[RequestRecord]) -> go.Figure:
         "Waits for a place": (QUIET, []),
         "To the first token": (SECOND, []),
         "Writes": (ACCENT, []),
+        "Answered, first token not timed": (ACCENT, []),
         "Failed": (LIMIT, []),
     }
     for row, record in enumerate(shown):
@@ -248,9 +249,11 @@ def timeline(records: Sequence[RequestRecord]) -> go.Figure:
             continue
         if record.ttft_s is not None:
             parts["To the first token"][1].append((row, record.start_s, record.ttft_s))
-        if record.e2el_s is not None:
-            first = record.ttft_s or 0.0
-            parts["Writes"][1].append((row, record.start_s + first, record.e2el_s - first))
+        if record.e2el_s is not None and record.ttft_s is not None:
+            wrote_s = record.e2el_s - record.ttft_s
+            parts["Writes"][1].append((row, record.start_s + record.ttft_s, wrote_s))
+        elif record.e2el_s is not None:
+            parts["Answered, first token not timed"][1].append((row, record.start_s, record.e2el_s))
     bars = [
         go.Bar(
             name=name, orientation="h", marker={"color": color, "line": {"width": 0}},

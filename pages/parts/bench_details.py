@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Mapping
 
 import numpy as np
 import plotly.graph_objects as go
@@ -44,18 +45,14 @@ def draw(view: BenchView, summary: PointSummary) -> None:
     if chosen == "limit":
         bench_roofline.draw(view, summary)
         return
+    goals = tuple((view.spec.goodput if view.spec else {}).items())
     try:
-        point = _point(view.benchmark_id, summary.number)
+        said, charts = _seen(view.benchmark_id, summary.number, chosen, goals)
     except WorkbenchError as error:
         st.warning(plain_text(str(error)))
         return
-    charts = {"speed": _speed, "latency": _latencies, "requests": _requests, "engine": _engine}[chosen](
-        view, point
-    )
-    for words in _said(point) if chosen in ("requests", "engine") else ():
+    for words in said:
         st.caption(words)
-    if not charts:
-        st.caption(_missing(point, chosen))
     for start in range(0, len(charts), 2):
         pair = charts[start : start + 2]
         places = [st.container()] if len(charts) == 1 else st.columns(2)
@@ -65,13 +62,30 @@ def draw(view: BenchView, summary: PointSummary) -> None:
                 st.plotly_chart(figure, key=f"{key}:{chosen}:{title}", config=_CONFIG, alt=title)
 
 
+# the pictures are kept, not the point: a large one has millions of times. It never changes once it is there.
+@st.cache_data(max_entries=32, show_spinner="Reading the requests")
+def _seen(
+    benchmark_id: str, number: int, chosen: str, goals: tuple[tuple[str, float], ...]
+) -> tuple[list[str], Charts]:
+    """Sentences in Markdown, and charts with their titles. Raises BenchError when the file is gone."""
+    point = session.benchmarks().point(benchmark_id, number)
+    if chosen == "speed":
+        charts = _speed(point)
+    elif chosen == "latency":
+        charts = _latencies(point, dict(goals))
+    else:
+        charts = _requests(point) if chosen == "requests" else _engine(point)
+    said = _said(point) if chosen in ("requests", "engine") else []
+    return ([*said] if charts else [*said, _missing(point, chosen)]), charts
+
+
 def _said(point: Point) -> list[str]:
     """Why requests failed, and what the prefix cache spared: Markdown."""
-    said = []
-    for error, count in Counter(record.error for record in point.records if record.error).most_common(
-        _ERRORS
-    ):
-        said.append(f":red[{counted(count, 'request')} failed:] {plain_text(error[:300])}")
+    errors = Counter(record.error for record in point.records if record.error)
+    said = [
+        f":red[{counted(count, 'request')} failed:] {plain_text(error[:300])}"
+        for error, count in errors.most_common(_ERRORS)
+    ]
     known = [record for record in point.records if record.cached_tokens is not None]
     cached = sum(record.cached_tokens for record in known)
     if cached:
@@ -83,12 +97,6 @@ def _said(point: Point) -> list[str]:
     return said
 
 
-@st.cache_resource(max_entries=8, show_spinner=False)
-def _point(benchmark_id: str, number: int) -> Point:
-    """A point never changes once it is there."""
-    return session.benchmarks().point(benchmark_id, number)
-
-
 def _missing(point: Point, chosen: str) -> str:
     if not point.records:
         return "The file does not tell. vllm bench writes each request with --save-detailed."
@@ -97,7 +105,7 @@ def _missing(point: Point, chosen: str) -> str:
     return "It was too short to be looked at more than once."
 
 
-def _speed(view: BenchView, point: Point) -> Charts:
+def _speed(point: Point) -> Charts:
     if len(point.samples) > 2:
         return [("Output tokens/s over time", bench_charts.output_rate(point.samples))]
     per_second = metrics.per_second(point.records)
@@ -107,9 +115,8 @@ def _speed(view: BenchView, point: Point) -> Charts:
     return []
 
 
-def _latencies(view: BenchView, point: Point) -> Charts:
-    """From the records themselves: each value counts once."""
-    goals = view.spec.goodput if view.spec else {}
+def _latencies(point: Point, goals: Mapping[str, float]) -> Charts:
+    """From the records themselves: each value counts once. `goals` in ms."""
     charts: Charts = []
     for name, (title, help) in LATENCIES.items():
         values = metrics.milliseconds(point.records, name)
@@ -118,12 +125,12 @@ def _latencies(view: BenchView, point: Point) -> Charts:
             figure = bench_charts.distribution(np.asarray(values), of=of, limit_ms=goals.get(name))
             charts.append((f"{title}: {help.split(': ')[0].lower()} ({len(values):,} {of})", figure))
     times = point.result.get("latencies")
-    if view.kind == "latency" and times:
+    if "avg_latency" in point.result and times:
         charts.insert(0, ("Batch latency: each batch in order", bench_charts.batch_latencies(times)))
     return charts
 
 
-def _requests(view: BenchView, point: Point) -> Charts:
+def _requests(point: Point) -> Charts:
     timed = [record for record in point.records if record.e2el_s is not None or not record.ok]
     if not timed:
         return []
@@ -134,7 +141,7 @@ def _requests(view: BenchView, point: Point) -> Charts:
     ]
 
 
-def _engine(view: BenchView, point: Point) -> Charts:
+def _engine(point: Point) -> Charts:
     samples = bench_charts.thinned(point.samples)
     if len(samples) < 3:
         return []
