@@ -10,7 +10,7 @@ from core.bench.records import BenchView, EngineSample, PointSummary, RequestRec
 from core.bench.spec import BenchSpec, Load, RandomWorkload, Sweep, TableWorkload
 from core.errors import ParameterError
 from core.run_spec import PromptSpec
-from pages.parts import bench_charts, bench_words
+from pages.parts import bench_charts, bench_sweep_charts, bench_words
 from pages.parts.bench_load import numbers
 
 
@@ -127,7 +127,7 @@ def sweep_points():
 
 
 def test_a_sweep_has_a_line_for_each_repeat_its_knee_and_its_good_region():
-    figure = bench_charts.latency_against_throughput(
+    figure = bench_sweep_charts.latency_against_throughput(
         sweep_points(), "p99_ttft_ms", of="TTFT, p99", limit_ms=50
     )
     assert [list(line.y) for line in figure.data] == [[10, 12, 20, 90], [11, 13, 21, 91]]
@@ -139,18 +139,18 @@ def test_a_sweep_has_a_line_for_each_repeat_its_knee_and_its_good_region():
 
 def test_points_without_the_latency_are_left_out_of_the_picture():
     points = [summary(0, Load(max_concurrency=1), 10, None), summary(1, Load(max_concurrency=2), 20, 5)]
-    figure = bench_charts.latency_against_throughput(points, "p99_ttft_ms", of="TTFT")
+    figure = bench_sweep_charts.latency_against_throughput(points, "p99_ttft_ms", of="TTFT")
     assert list(figure.data[0].x) == [20]
-    assert list(bench_charts.throughput_over_load(points).data[0].y) == [10, 20]
+    assert list(bench_sweep_charts.throughput_over_load(points).data[0].y) == [10, 20]
 
 
 def test_what_differs_between_loads_is_found():
-    assert bench_charts.swept(sweep_points()) == "max_concurrency"
+    assert bench_sweep_charts.swept(sweep_points()) == "max_concurrency"
     assert (
-        bench_charts.swept([summary(0, Load(request_rate=1), 1, 1), summary(1, Load(), 1, 1)])
+        bench_sweep_charts.swept([summary(0, Load(request_rate=1), 1, 1), summary(1, Load(), 1, 1)])
         == "request_rate"
     )
-    assert bench_charts.swept([summary(0, Load(request_rate=1), 1, 1)]) is None
+    assert bench_sweep_charts.swept([summary(0, Load(request_rate=1), 1, 1)]) is None
 
 
 # -- words and expectations ------------------------------------------------------------------

@@ -1,7 +1,6 @@
-"""A benchmark in pictures. Every function is pure: records, samples or summaries in, a figure out.
+"""A point of a benchmark in pictures. Every function is pure: records or samples in, a figure out.
 
 Times in records and samples are seconds; figures show milliseconds, or seconds where those are long.
-Nothing is averaged over repeats: each repeat is drawn by itself.
 """
 
 from __future__ import annotations
@@ -9,19 +8,17 @@ from __future__ import annotations
 import html
 import itertools
 from collections.abc import Callable, Sequence
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import plotly.graph_objects as go
 
-from core.bench import knee
-from core.bench.records import EngineSample, PointSummary, RequestRecord
-from pages.parts.charts import duration, per_second
+from core.bench.records import EngineSample, RequestRecord
+from pages.parts.charts import duration
 from pages.parts.run_charts import ACCENT
 
 # all readable on the light and on the dark background
 SECOND, LIMIT, QUIET = "#C77A1E", "#D1494B", "#8494A3"
-_GOOD = "rgba(46, 160, 110, 0.12)"
 _HEIGHT = 250
 _MOST_SAMPLES = 600
 _BINS = 40
@@ -30,7 +27,8 @@ MOST_REQUESTS = 200
 """Requests that a timeline shows; more would be thinner than a pixel."""
 
 
-def _figure(*traces: Any, x: str, y: str, height: int = _HEIGHT, legend: bool = False) -> go.Figure:
+def frame(*traces: Any, x: str, y: str, height: int = _HEIGHT, legend: bool = False) -> go.Figure:
+    """A figure with its axes named, theme-neutral."""
     figure = go.Figure(list(traces))
     figure.update_layout(
         height=height,
@@ -89,7 +87,7 @@ def output_rate(samples: Sequence[EngineSample]) -> go.Figure:
         fill="tozeroy",
         hovertemplate="%{y:,.0f} output tokens/s at %{x:.1f} s<extra></extra>",
     )
-    return _figure(line, x="Seconds", y="Output tokens/s").update_yaxes(tickformat=",")
+    return frame(line, x="Seconds", y="Output tokens/s").update_yaxes(tickformat=",")
 
 
 def output_rate_of_records(rates_per_s: Sequence[float]) -> go.Figure:
@@ -102,7 +100,7 @@ def output_rate_of_records(rates_per_s: Sequence[float]) -> go.Figure:
         customdata=list(range(1, len(rates_per_s) + 1)),
         hovertemplate="%{y:,.0f} output tokens in second %{customdata}<extra></extra>",
     )
-    return _figure(bars, x="Seconds", y="Output tokens/s").update_yaxes(tickformat=",")
+    return frame(bars, x="Seconds", y="Output tokens/s").update_yaxes(tickformat=",")
 
 
 def engine_load(samples: Sequence[EngineSample]) -> go.Figure:
@@ -116,7 +114,7 @@ def engine_load(samples: Sequence[EngineSample]) -> go.Figure:
             ("Waiting", [sample.waiting for sample in samples], SECOND),
         )
     ]
-    return _figure(*lines, x="Seconds", y="Requests", legend=True).update_yaxes(tickformat=",")
+    return frame(*lines, x="Seconds", y="Requests", legend=True).update_yaxes(tickformat=",")
 
 
 def hit_rates(samples: Sequence[EngineSample]) -> list[float | None]:
@@ -176,7 +174,7 @@ def _measured(
         if sum(one is not None for one in values) > 1:
             hover = f"{name}: {words} at %{{x:.1f}} s<extra></extra>"
             lines.append(_line([sample.at_s for sample in samples], values, name, color, hovertemplate=hover))
-    return _figure(*lines, x="Seconds", y=unit, legend=True) if lines else None
+    return frame(*lines, x="Seconds", y=unit, legend=True) if lines else None
 
 
 # -- request by request ---------------------------------------------------------------
@@ -208,13 +206,13 @@ def distribution(
         customdata=names,
         hovertemplate=f"%{{customdata}}: %{{y:,}} {of}<extra></extra>",
     )
-    figure = _figure(bars, x=unit, y=of.capitalize()).update_layout(margin={"t": 44})
+    figure = frame(bars, x=unit, y=of.capitalize()).update_layout(margin={"t": 44})
     for place, percentile in enumerate(percentiles):
         value = float(np.percentile(values_ms, percentile))
         name = "median" if percentile == 50 else f"p{percentile:g}"
-        _mark(figure, value / scale, f"{name} {_short_ms(value)}", QUIET, level=place % 2)
+        _mark(figure, value / scale, f"{name} {short_ms(value)}", QUIET, level=place % 2)
     if limit_ms is not None and limit_ms <= end * 1.5:
-        _mark(figure, limit_ms / scale, f"goal {_short_ms(limit_ms)}", LIMIT, level=0)
+        _mark(figure, limit_ms / scale, f"goal {short_ms(limit_ms)}", LIMIT, level=0)
         end = max(end, limit_ms)
     return figure.update_xaxes(range=[start / scale, end / scale * 1.02], rangemode="normal")
 
@@ -227,7 +225,8 @@ def _mark(figure: go.Figure, x: float, words: str, color: str, *, level: int) ->
     )  # fmt: skip
 
 
-def _short_ms(value: float) -> str:
+def short_ms(value: float) -> str:
+    """8.3 ms, 85 ms, 1.2 s."""
     return f"{value:.2g} ms" if value < 10 else duration(value / 1000)
 
 
@@ -266,7 +265,7 @@ def timeline(records: Sequence[RequestRecord]) -> go.Figure:
         if spans
     ]  # fmt: skip
     height = int(min(560, 130 + 7 * len(shown)))
-    figure = _figure(*bars, x="Seconds", y="Requests", height=height, legend=True)
+    figure = frame(*bars, x="Seconds", y="Requests", height=height, legend=True)
     figure.update_layout(barmode="overlay", bargap=0.15)
     return figure.update_yaxes(autorange="reversed", showgrid=False, rangemode="normal", tickformat=",d")
 
@@ -283,118 +282,4 @@ def batch_latencies(latencies_s: Sequence[float]) -> go.Figure:
         marker={"color": ACCENT, "line": {"width": 0}},
         hovertemplate="Batch %{x}: %{y:.3f} s<extra></extra>",
     )  # fmt: skip
-    return _figure(bars, x="Batch", y="Seconds").update_xaxes(tickformat=",d")
-
-
-# -- over the points of a sweep -----------------------------------------------------------
-
-
-def swept(points: Sequence[PointSummary]) -> Literal["request_rate", "max_concurrency"] | None:
-    """What differs between the loads; None where there are not two."""
-    loads = [point.load for point in points if point.load is not None]
-    for over in ("request_rate", "max_concurrency"):
-        if len({getattr(load, over) for load in loads}) > 1:
-            return over
-    return None
-
-
-def latency_against_throughput(
-    points: Sequence[PointSummary],
-    metric: str,
-    *,
-    of: str,
-    limit_ms: float | None = None,
-    least_gain: float = 0.05,
-) -> go.Figure:
-    """Output tokens/s against a latency (`metric`, such as "p99_ttft_ms"); each repeat is a line of its own.
-
-    Marked are the knee, where the loads were swept far enough, and the loads up to which 90% of the
-    requests reached their goals. `limit_ms`: the goal of this very metric.
-    """
-    drawn = [
-        point
-        for point in points
-        if point.load is not None
-        and point.result.get(metric) is not None
-        and point.result.get("output_throughput") is not None
-    ]
-    figure = _figure(x="Output tokens/s", y=f"{of} (ms)", height=340).update_xaxes(tickformat=",")
-    for place, repeat in enumerate(sorted({point.repeat for point in drawn})):
-        line = [point for point in drawn if point.repeat == repeat]
-        figure.add_trace(_sweep_line(line, metric, is_first=place == 0))
-    if over := swept(drawn):
-        _mark_loads(figure, drawn, metric, over, least_gain)
-    if limit_ms is not None:
-        figure.add_hline(y=limit_ms, line={"color": LIMIT, "width": 1.5, "dash": "dash"})
-        figure.add_annotation(
-            x=0, xref="paper", xanchor="left", y=limit_ms, yanchor="bottom", showarrow=False,
-            text=f"goal {_short_ms(limit_ms)}", font={"size": 11, "color": LIMIT},
-        )  # fmt: skip
-    return figure
-
-
-def _mark_loads(
-    figure: go.Figure, points: Sequence[PointSummary], metric: str, over: str, least_gain: float
-) -> None:
-    """The knee and the region of good requests, over the loads with their repeats pooled."""
-    loads = knee.load_points(points, over)
-    turn = knee.knee(loads, least_gain)
-    if turn is not None:
-        at = next(point for point in points if knee.load_of(point.load, over) == loads[turn].load)
-        figure.add_annotation(
-            x=at.result["output_throughput"], y=at.result[metric], text=f"knee: {at.load.title}",
-            showarrow=True, arrowhead=2, arrowcolor=QUIET, ax=-70, ay=-46,
-        )  # fmt: skip
-    region = knee.goodput_region(loads)
-    if region is not None:
-        last = next(load for load in loads if load.load == region[1])
-        figure.add_vrect(x0=0, x1=last.output_throughput, fillcolor=_GOOD, line_width=0, layer="below")
-        figure.add_annotation(
-            x=0, xanchor="left", y=1, yref="paper", yanchor="bottom", showarrow=False,
-            text="shaded: 90% of the requests reach their goals", font={"size": 11, "color": QUIET},
-        )  # fmt: skip
-        figure.update_layout(margin={"t": 28})
-
-
-def _sweep_line(points: Sequence[PointSummary], metric: str, *, is_first: bool) -> go.Scatter:
-    words = [
-        f"{point.load.title}, repeat {point.repeat + 1}<br>{per_second(point.result['output_throughput'])} "
-        f"output tokens/s<br>{_short_ms(point.result[metric])}"
-        for point in points
-    ]
-    return go.Scatter(
-        x=[point.result["output_throughput"] for point in points],
-        y=[point.result[metric] for point in points],
-        mode="lines+markers+text" if is_first else "lines+markers",
-        text=[_short_load(point) for point in points],
-        textposition="top left",
-        textfont={"size": 11, "color": QUIET},
-        line={"color": ACCENT, "width": 2 if is_first else 1},
-        marker={"size": 9, "color": ACCENT},
-        hovertext=words,
-        hovertemplate="%{hovertext}<extra></extra>",
-    )
-
-
-def _short_load(point: PointSummary) -> str:
-    load = point.load
-    if load.request_rate is not None:
-        return f"{load.request_rate:g}/s"
-    return "all" if load.max_concurrency is None else f"{load.max_concurrency:,}"
-
-
-def throughput_over_load(points: Sequence[PointSummary]) -> go.Figure:
-    """Output tokens/s at each load, each repeat a mark of its own."""
-    drawn = [point for point in points if point.load and point.result.get("output_throughput") is not None]
-    loads = list(dict.fromkeys(point.load.title for point in drawn))
-    marks = go.Scatter(
-        x=[loads.index(point.load.title) for point in drawn],
-        y=[point.result["output_throughput"] for point in drawn],
-        mode="markers",
-        marker={"size": 10, "color": ACCENT},
-        hovertext=[f"{point.load.title}: {per_second(point.result['output_throughput'])}" for point in drawn],
-        hovertemplate="%{hovertext} output tokens/s<extra></extra>",
-    )
-    figure = _figure(marks, x="", y="Output tokens/s", height=340).update_yaxes(tickformat=",")
-    shown = [_short_load(next(point for point in drawn if point.load.title == title)) for title in loads]
-    return figure.update_xaxes(tickvals=list(range(len(loads))), ticktext=shown, rangemode="normal")
+    return frame(bars, x="Batch", y="Seconds").update_xaxes(tickformat=",d")

@@ -6,7 +6,7 @@ import streamlit as st
 
 from core.bench.records import BenchView, PointSummary
 from core.errors import BenchError
-from pages.parts import bench_actions, bench_charts, bench_details, bench_nav, session
+from pages.parts import bench_actions, bench_details, bench_nav, bench_sweep_charts, session
 from pages.parts.bench_words import (
     about,
     latency_rows,
@@ -99,7 +99,7 @@ def _sweep(view: BenchView) -> None:
             st.caption(f"{metrics[chosen]} against output tokens/s: right and low is good")
             goal = view.spec.goodput.get(chosen.split("_")[1]) if view.spec else None
             gain = view.spec.sweep.least_gain if view.spec and view.spec.sweep else 0.05
-            figure = bench_charts.latency_against_throughput(
+            figure = bench_sweep_charts.latency_against_throughput(
                 view.points, chosen, of=metrics[chosen], limit_ms=goal, least_gain=gain
             )
             st.plotly_chart(figure, key=f"bench:{view.benchmark_id}:sweep", config=_CONFIG,
@@ -108,7 +108,7 @@ def _sweep(view: BenchView) -> None:
         st.space("medium")
         st.caption("Output tokens/s at each load, a mark for each repeat")
         st.plotly_chart(
-            bench_charts.throughput_over_load(view.points), key=f"bench:{view.benchmark_id}:loads",
+            bench_sweep_charts.throughput_over_load(view.points), key=f"bench:{view.benchmark_id}:loads",
             config=_CONFIG, alt="Output tokens per second at each load",
         )  # fmt: skip
 
