@@ -157,7 +157,7 @@ def limit(
             session.load(cli_engine.asked(engine, model, engine_arg))
             say("measuring the device")
             device_rates.measure(session.runtime)
-        found = limits.limit_of(view.environment, session.runtime.settings)
+        found = limits.limit_of(view.environment, session.runtime.settings, session.runtime.status())
         if isinstance(found, Unknown):
             hint = f"python -m core bench limit {benchmark_id} --measure" if found.device else ""
             raise BenchError(found.reason, hint=hint)

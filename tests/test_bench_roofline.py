@@ -13,10 +13,11 @@ from core.bench import device_rates, limits, roofline
 from core.bench.device_rates import DeviceRates
 from core.bench.records import Point, RequestRecord
 from core.bench.roofline import Roof, Work
+from core.engines.scripted import ScriptedEngine
 from core.errors import BenchError
 from core.models.facts import Attention, from_config
 from core.settings import Settings
-from core.types import EngineSpec
+from core.types import EngineSpec, EngineStatus
 
 SMOL = {
     "model_type": "llama", "architectures": ["LlamaForCausalLM"], "hidden_size": 576, "num_hidden_layers": 30,
@@ -231,6 +232,9 @@ def test_a_limit_is_found_by_the_model_s_name(tmp_path):
     assert (limit.roof.bandwidth, limit.roof.flops) == (2e10, 2e11)
     assert limit.roof.work.weights_bytes(1) == 2 * PARAMETERS
     gone = limits.limit_of(environment | {"model": "another"}, settings)
-    assert "no longer on this machine" in gone.reason and gone.device is None
+    assert "isn't found here by its name" in gone.reason and gone.device is None
+    spec = EngineSpec(model=str(folder))
+    status = EngineStatus(phase="ready", spec=spec, info=replace(ScriptedEngine(spec).info, model="another"))
+    assert limits.limit_of(environment | {"model": "another"}, settings, status) == limit
     assert "elsewhere" in limits.limit_of(CPU | {"engine": "scripted"}, settings).reason
     assert "elsewhere" in limits.limit_of({}, settings).reason

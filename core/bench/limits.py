@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,7 @@ from core.errors import ModelError, ParameterError
 from core.models import facts, locate
 from core.models.facts import ModelFacts
 from core.settings import Settings
-from core.types import EngineSpec
+from core.types import EngineSpec, EngineStatus
 
 _ENGINES = ("vllm", "transformers", "llamacpp")
 
@@ -38,13 +38,18 @@ class Unknown:
     device: str | None = None
 
 
-def limit_of(environment: Mapping[str, Any], settings: Settings) -> Limit | Unknown:
-    """The roof over a benchmark that ran in `environment` (see `core.bench.files`)."""
+def limit_of(
+    environment: Mapping[str, Any], settings: Settings, loaded: EngineStatus | None = None
+) -> Limit | Unknown:
+    """The roof over a benchmark that ran in `environment` (see `core.bench.files`).
+
+    A benchmark keeps its model's name, not its place: `loaded` tells that of a folder of one's own.
+    """
     device = device_rates.device_of(environment)
     if device is None or environment.get("engine") not in _ENGINES:
         return Unknown("The engine computed elsewhere, or not at all: there is no device to hold it against.")
     spec = _spec(environment)
-    known = _facts(environment, spec, settings)
+    known = _facts(_place(spec, environment, loaded), settings)
     if isinstance(known, str):
         return Unknown(known)
     rates = device_rates.kept(settings, device)
@@ -80,22 +85,33 @@ def _dtype(environment: Mapping[str, Any]) -> str:
     return dtype if dtype in ("bfloat16", "float16", "float32") else "auto"
 
 
-def _facts(environment: Mapping[str, Any], spec: EngineSpec, settings: Settings) -> ModelFacts | str:
-    path = _path(spec, environment.get("revision"), settings)
+def _place(spec: EngineSpec, environment: Mapping[str, Any], loaded: EngineStatus | None) -> EngineSpec:
+    """`spec` with the model as it is loaded from, where that is the same one."""
+    revision = environment.get("revision")
+    found = replace(spec, revision=revision if isinstance(revision, str) else None)
+    if loaded is None or loaded.info is None or loaded.spec is None:
+        return found
+    if (loaded.info.model, loaded.spec.engine) != (spec.model, spec.engine):
+        return found
+    return replace(found, model=loaded.spec.model, hub=loaded.spec.hub)
+
+
+def _facts(spec: EngineSpec, settings: Settings) -> ModelFacts | str:
+    path = _path(spec, settings)
     if path is None:
-        return f"The model {spec.model} is no longer on this machine: its sizes aren't known."
+        return f"The model {spec.model} isn't found here by its name: load it, and its sizes are known."
     try:
         return facts.read(path)
     except ModelError as error:
         return str(error)
 
 
-def _path(spec: EngineSpec, revision: Any, settings: Settings) -> Path | None:
-    if spec.model == embedded.EMBEDDED_MODEL:
+def _path(spec: EngineSpec, settings: Settings) -> Path | None:
+    if spec.model in (embedded.EMBEDDED_MODEL, "embedded"):
         there = embedded.is_ready(settings)
         if spec.engine == "llamacpp" and there:
             return embedded.gguf(settings, lambda stage: None)
         if there:
             return embedded.path(settings)
-    found = locate.find(spec.model, settings, revision=revision if isinstance(revision, str) else None)
+    found = locate.find(spec.model, settings, hub=spec.hub, revision=spec.revision)
     return found.path if found else None

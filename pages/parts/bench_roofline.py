@@ -29,7 +29,8 @@ _HELP = (
 
 def draw(view: BenchView, summary: PointSummary) -> None:
     """The card of one point of a benchmark."""
-    limit = limits.limit_of(view.environment, session.runtime().settings)
+    runtime = session.runtime()
+    limit = limits.limit_of(view.environment, runtime.settings, runtime.status())
     if isinstance(limit, Unknown):
         st.caption(plain_text(limit.reason))
         _measure_button(limit.device, "Measure this device")
