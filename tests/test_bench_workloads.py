@@ -318,9 +318,10 @@ class TestKinds:
             num_prompts=6, num_prefixes=2, prefix_len=32, suffix_len=8, output_len=5
         )
         spec = spec_of(workload, num_warmups=9)
-        warmups = workloads.warmups(spec, engine)
+        planned = workloads.plan(spec, engine)
+        warmups = workloads.warmups(spec, engine, planned)
         assert len(warmups) == 9
         assert {(len(one.token_ids), one.output_len) for one in warmups} == {(40, 5)}
-        beginnings = {request.token_ids[:8] for request in workloads.plan(spec, engine)}
+        beginnings = {request.token_ids[:8] for request in planned}
         assert not beginnings & {one.token_ids[:8] for one in warmups}
-        assert workloads.warmups(spec.model_copy(update={"num_warmups": 0}), engine) == []
+        assert workloads.warmups(spec.model_copy(update={"num_warmups": 0}), engine, planned) == []

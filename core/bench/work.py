@@ -98,8 +98,10 @@ class BenchWork:
         most = load.max_concurrency if load else None
         streams = spec.kind == "serve"
         self._stage = "Preparing prompts"
-        warmups = self._requests(await asyncio.to_thread(workloads.warmups, spec, engine, seed), "warm-up")
-        requests = self._requests(await asyncio.to_thread(workloads.plan, spec, engine, seed), str(number))
+        planned = await asyncio.to_thread(workloads.plan, spec, engine, seed)
+        first_ones = await asyncio.to_thread(workloads.warmups, spec, engine, planned, seed)
+        warmups = self._requests(first_ones, "warm-up")
+        requests = self._requests(planned, str(number))
         times = arrivals.send_times(load or Load(), len(requests), seed)
         if warmups:
             first = Measuring(engine, len(warmups), streams=streams)

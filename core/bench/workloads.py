@@ -75,14 +75,12 @@ def plan(spec: BenchSpec, engine: Engine, seed: int | None = None) -> list[Plann
     return planned
 
 
-def warmups(spec: BenchSpec, engine: Engine, seed: int | None = None) -> list[PlannedRequest]:
-    """`num_warmups` requests of random tokens, as long as the workload's, whose prefixes they don't share.
-
-    Raises as `plan`.
-    """
+def warmups(
+    spec: BenchSpec, engine: Engine, planned: Sequence[PlannedRequest], seed: int | None = None
+) -> list[PlannedRequest]:
+    """`num_warmups` requests of random tokens, as long as those `planned`; they share no prefix with them."""
     if not spec.num_warmups:
         return []
-    planned = itertools.islice(itertools.cycle(plan(spec, engine, seed)), spec.num_warmups)
     # a stream of its own: the measured requests' tokens can't be drawn again
     rng = np.random.default_rng([spec.seed if seed is None else seed, 1])
     pool = token_pool(engine)
@@ -91,7 +89,7 @@ def warmups(spec: BenchSpec, engine: Engine, seed: int | None = None) -> list[Pl
             token_ids=_draw(pool, len(request.token_ids), rng),
             output_len=request.output_len or _free_length(spec),
         )
-        for request in planned
+        for request in itertools.islice(itertools.cycle(planned), spec.num_warmups)
     ]
 
 
