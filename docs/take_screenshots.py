@@ -127,7 +127,7 @@ def benchmark(page: Page, folder: Path, url: str) -> None:
     page.goto(f"{url}/benchmark")
     page.get_by_test_id("stSidebar").get_by_role("button", name="Unload").wait_for(timeout=WAIT_MS)
     pick(page, "Serving")
-    for label, value in (("Prompts", "64"), ("Tokens in", "64"), ("Tokens out", "48")):
+    for label, value in (("Prompts", "32"), ("Tokens in", "64"), ("Tokens out", "32")):
         page.get_by_label(label, exact=True).fill(value)
         page.keyboard.press("Enter")
         settle(page)
