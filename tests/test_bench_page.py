@@ -300,6 +300,29 @@ def test_what_is_downloaded_reads_back(app):
     assert "from two.jsonl" in words(app)
 
 
+def test_a_file_of_vllm_without_details_says_what_it_lacks(app):
+    result = {
+        "date": "20261121-120000", "endpoint_type": "vllm", "backend": "vllm", "model_id": "big",
+        "tokenizer_id": "big", "num_prompts": 4, "request_rate": "inf", "burstiness": 1.0,
+        "max_concurrency": 2, "duration": 2.0, "completed": 3, "failed": 1, "total_input_tokens": 30,
+        "total_output_tokens": 60, "request_throughput": 1.5, "request_goodput": None,
+        "output_throughput": 30.0, "total_token_throughput": 45.0, "max_output_tokens_per_s": 40.0,
+        "max_concurrent_requests": 2, "mean_ttft_ms": 12.0, "median_ttft_ms": 11.0, "std_ttft_ms": 1.0,
+        "p99_ttft_ms": 15.0,
+    }  # fmt: skip
+    app.query_params["bench"] = session.benchmarks().import_file("<b>.json", json.dumps(result).encode())
+    app.run()
+    assert not app.exception
+    assert metrics(app)["Failed"] == "1" and metrics(app)["TTFT, median"] == "11 ms"
+    assert "TPOT, median" not in metrics(app)
+    assert "from <b>.json" in words(app) and "big" in words(app)
+    for view in ("speed", "latency", "requests", "engine", "limit", "conditions"):
+        choose(app, "Details", view)
+        assert not app.error
+    choose(app, "Details", "requests")
+    assert "--save-detailed" in words(app)
+
+
 def test_an_address_of_what_is_gone_is_said(app):
     app.query_params["bench"] = "gone"
     app.run()
