@@ -185,7 +185,7 @@ class TestVllms:
         assert failed.ttft_s is failed.e2el_s is None, "vLLM's 0 is no measurement"
         assert point.result["p99_ttft_ms"] == 200.0
         assert "generated_texts" not in point.result and "itls" not in point.result
-        assert files.environment_of(data(SERVED)) == {
+        assert files.load(data(SERVED)).environment == {
             "model": "HuggingFaceTB/SmolLM2-135M-Instruct",
             "engine": "openai",
             "tokenizer": "HuggingFaceTB/SmolLM2-135M-Instruct",
@@ -324,7 +324,7 @@ class TestUntrusted:
         _kind, (point,) = files.read(text)
         assert len(point.result["model_id"]) == 1000
         assert point.result["label"] == "half ?"
-        assert len(files.environment_of(text)["model"]) == 1000
+        assert len(files.load(text).environment["model"]) == 1000
 
     def test_a_broken_sample_is_refused(self, environment):
         document = files.to_json(measured("serve"), BenchSpec(kind="serve"), environment)

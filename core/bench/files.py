@@ -22,7 +22,7 @@ from core.bench.spec import BenchSpec
 from core.machine import Machine
 from core.types import EngineInfo, EngineSpec
 
-__all__ = ["MAX_BYTES", "Contents", "environment", "environment_of", "load", "read", "to_json"]
+__all__ = ["MAX_BYTES", "Contents", "environment", "load", "read", "to_json"]
 
 # of a throughput or latency result: what vLLM writes; all else goes under our own key
 _VLLM_FIELDS = {
@@ -44,11 +44,6 @@ def read(data: bytes) -> tuple[str, tuple[Point, ...]]:
     """(kind, points) of a file by `vllm bench` or by `to_json`. Raises BenchError for anything else."""
     contents = load(data)
     return contents.kind, contents.points
-
-
-def environment_of(data: bytes) -> dict[str, Any]:
-    """What such a file says of model and engine, and if it is ours, of the machine. Raises BenchError."""
-    return dict(load(data).environment)
 
 
 def environment(info: EngineInfo, spec: EngineSpec, machine: Machine) -> dict[str, Any]:

@@ -181,21 +181,6 @@ def per_second(records: Iterable[RequestRecord]) -> tuple[float, ...]:
     return tuple(np.bincount(seconds, weights=np.concatenate(weights)).tolist())
 
 
-def running(records: Iterable[RequestRecord]) -> tuple[tuple[float, int], ...]:
-    """Requests in flight: (seconds since the point began, how many from then on), at each change."""
-    changes: dict[float, int] = {}
-    for record in records:
-        if record.e2el_s is not None:
-            changes[record.start_s] = changes.get(record.start_s, 0) + 1
-            end = record.start_s + record.e2el_s
-            changes[end] = changes.get(end, 0) - 1
-    count, found = 0, []
-    for at in sorted(changes):
-        count += changes[at]
-        found.append((at, count))
-    return tuple(found)
-
-
 def _rate(count: float, seconds: float) -> float | None:
     return count / seconds if seconds > 0 else None
 
