@@ -29,6 +29,8 @@ _VLLM = frozenset(
      "/rerank", "/v1/rerank", "/v2/rerank", "/v1/audio/transcriptions", "/v1/audio/translations",
      "/tokenize", "/detokenize", "/version", "/metrics", "/metrics/", "/ping", "/load"}
 )  # fmt: skip
+# answers to one request; alternatives to a token, of which the engine would give the whole vocabulary
+_MOST = {"n": 128, "best_of": 128, "logprobs": 256, "top_logprobs": 256, "prompt_logprobs": 256}
 
 
 class ApiApp:
@@ -115,6 +117,7 @@ class ApiApp:
         except (ValueError, RecursionError):
             return _first(message, receive)  # vLLM says what is wrong with it
         if isinstance(body, Mapping):
+            _check_amounts(body)
             asked = await self._names.resolve_body(scope["path"], body)
             call = live.current()
             call.model = asked.get("model") or vllm.engine.info.model
@@ -126,6 +129,14 @@ class ApiApp:
                 raw = json.dumps(asked).encode()
                 _set_length(scope, len(raw))
         return _first({**message, "body": raw}, receive)
+
+
+def _check_amounts(body: Mapping[str, Any]) -> None:
+    """Refuse what one request would take from all others; before an answer's head is sent, with its status."""
+    for name, most in _MOST.items():
+        value = body.get(name)
+        if isinstance(value, int) and not 0 <= value <= most:
+            raise HttpError(400, f"{name} is {value}; this server gives {most} at most.", param=name)
 
 
 def _is_vllm(engine: Engine) -> bool:

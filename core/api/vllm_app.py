@@ -19,9 +19,6 @@ from core.errors import EngineDied, RequestRejected
 from core.slots import Slots
 from core.types import LoraAdapter, Request
 
-_MOST_LOGPROBS = 256
-"""Of a token; the engine itself would give the whole vocabulary's, at megabytes an answer."""
-_MOST_ANSWERS = 128
 # what a chat template says of tools -> vLLM's parser for how such a model calls them
 _TOOL_PARSERS = (
     ("<function=", "qwen3_coder"),
@@ -30,7 +27,6 @@ _TOOL_PARSERS = (
     ("[TOOL_CALLS]", "mistral"),
     ("<|tool_call|>", "granite"),
 )
-
 _ANY_PARSER = "hermes"
 
 
@@ -155,13 +151,13 @@ class EngineProxy:
     ) -> AsyncIterator[Any]:
         """As AsyncLLM's, but that `priority` is the key's, whatever the request says."""
         call = live.current()
-        _check(sampling_params)
         tokens = len(prompt.get("prompt_token_ids") or ()) if isinstance(prompt, dict) else 0
         async with contextlib.AsyncExitStack() as stack:
             adapter = await self._enter(stack, call, sampling_params, lora_request, tokens)
             client = self._client()
             count = _Count(call, sampling_params, client, request_id)
-            call.read(tokens)
+            if not (call.prompt_tokens and "-beam-" in request_id):  # each step of a beam search is a request
+                call.read(tokens)
             stack.enter_context(count)
             stack.enter_context(call.abortable(lambda: _abort(client, request_id)))
             generated = client.generate(
@@ -247,16 +243,6 @@ class _Count:
             state.detokenizer.num_output_tokens() for state in states if state and state.detokenizer
         )
         return max(0, written - self._told)
-
-
-def _check(params: Any) -> None:
-    """Refuse what one request would take from all others. Raises ValueError, vLLM's 400."""
-    if params.n > _MOST_ANSWERS:
-        raise ValueError(f"n is {params.n}; this server gives {_MOST_ANSWERS} answers at most.")
-    for name in ("logprobs", "prompt_logprobs"):
-        value = getattr(params, name)
-        if value is not None and not 0 <= value <= _MOST_LOGPROBS:
-            raise ValueError(f"{name} is {value}; this server gives {_MOST_LOGPROBS} at most.")
 
 
 def _structure(asked: Any) -> dict[str, Any]:
