@@ -132,7 +132,7 @@ class ApiApp:
 
 
 def _check_amounts(body: Mapping[str, Any]) -> None:
-    """Refuse what one request would take from all others; before an answer's head is sent, with its status."""
+    """Refuse what one request would take from all others, while its status can still be told."""
     for name, most in _MOST.items():
         value = body.get(name)
         if isinstance(value, int) and not 0 <= value <= most:

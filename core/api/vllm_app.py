@@ -84,9 +84,8 @@ def _build(engine: VllmEngine, proxy: EngineProxy, tasks: Any) -> Any:
 
 
 async def _on_death(_request: Any, _error: Exception) -> Any:
-    return HttpError(
-        503, "The engine ended; it is being started again.", code="engine_died", headers=RETRY_LATER
-    ).response
+    message = "The engine ended under this request. Ask again in a moment."
+    return HttpError(503, message, code="engine_died", headers=RETRY_LATER).response
 
 
 async def _on_no_route(request: Any, error: HTTPException) -> Any:
