@@ -218,6 +218,10 @@ class TestVllms:
         assert point.records[0].ttft_s is None
         assert point.records[0].e2el_s == 0.6
 
+    def test_a_request_that_was_never_sent_has_no_time(self):
+        _kind, (point,) = files.read(changed(SERVED, start_times=[5000.25, 0.0], queue_times=[0.0, -5000.0]))
+        assert [(record.start_s, record.queue_s) for record in point.records] == [(0, 0), (0, 0)]
+
     def test_appended_results_are_points(self):
         lines = b"\n".join(changed(SERVED, request_rate=rate, burstiness=1.0) for rate in (1.0, 2.0, "inf"))
         _kind, points = files.read(lines)
@@ -280,6 +284,16 @@ class TestUntrusted:
             (b"\n".join([b"{}"] * 1001), "1,001 lines"),
             (changed(SERVED, total_input_sequences=3), "embeddings"),
             (changed(SERVED, completed="many"), "field completed of the result is no number"),
+            (changed(SERVED, failed="x"), "field failed of the result is no number"),
+            (changed(SERVED, duration=-1), "field duration of the result is no number from 0 up"),
+            (changed(SERVED, p99_ttft_ms="x"), "field p99_ttft_ms of the result is no number"),
+            (changed(SERVED, request_goodput=True), "field request_goodput of the result is no number"),
+            (changed(SERVED, start_times=[1.0, 1e15]), "start_times .* 30 days"),
+            (changed(SERVED, itls=[[-1.0], []]), "itls .* below 0"),
+            (changed(SERVED, itls=[[1e6, 1e6, 1e6], []]), "itls .* 30 days"),
+            (changed(SERVED, ttfts=[-0.1, 0]), "ttfts .* no time"),
+            (changed(SERVED, latencies=[1e9, 0]), "latencies .* 30 days"),
+            (changed(LATENCY, latencies=[1.0, -1.0]), "latencies .* below 0"),
             (changed(SERVED, completed=True), "field completed of the result is no number"),
             (b'{"avg_latency": 1' + b"0" * 400 + b"}", "avg_latency of the result is no number"),
             (b'{"avg_latency": 1' + b"0" * 5000 + b"}", "no JSON"),

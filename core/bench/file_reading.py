@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -30,6 +31,13 @@ _REQUIRED = {
     "throughput": ("elapsed_time", "num_requests", "tokens_per_second"),
     "latency": ("avg_latency",),
 }
+_FIGURE = re.compile(
+    r"(mean|median|std|p[\d.]+)_\w+_ms|\w+_throughput|total_\w+_tokens|\w+_per_(s|second)|request_goodput"
+    r"|duration|completed|failed|elapsed_time|num_requests|total_num_tokens|max_concurrent_requests|rtfx"
+    r"|avg_latency|num_prompts"
+)
+_MOST_S = 30 * 86_400.0
+"""A request that takes longer is none; charts by the second stay drawable."""
 _HINT = "Choose a file by `vllm bench serve --save-result`, or by `throughput` or `latency --output-json`."
 _LISTS = ("input_lens", "output_lens", "ttfts", "itls", "start_times", "errors")
 _COUNTS = ("output_tokens", "prompt_tokens", "running", "waiting", "prefix_queries", "prefix_hits")
@@ -118,8 +126,8 @@ def _kind(document: Mapping[str, Any]) -> str:
     for kind, fields in _REQUIRED.items():
         if all(name in document for name in fields):
             for name in fields:
-                if not _is_number(document[name]) and not (document[name] is None and _ours(document)):
-                    raise BenchError(f"The field {name} of the result is no number.", hint=_HINT)
+                if not _is_amount(document[name]) and not (document[name] is None and _ours(document)):
+                    raise BenchError(f"The field {name} of the result is no number from 0 up.", hint=_HINT)
             return kind
     raise BenchError("The file holds JSON, but no result of `vllm bench`.", hint=_HINT)
 
@@ -157,9 +165,13 @@ def _result(document: Mapping[str, Any], kind: str, ours: Mapping[str, Any]) -> 
         raise BenchError(
             f"The result has {len(fields):,} fields; at most {_MAX_FIELDS} are read.", hint=_HINT
         )
+    for name, value in fields.items():
+        if _FIGURE.fullmatch(name) and value is not None and not _is_amount(value):
+            said = f"The field {_short(name)} of the result is no number from 0 up."
+            raise BenchError(said, hint=_HINT)
     result = {_short(name): _single(value) for name, value in fields.items() if _is_single(value)}
     if kind == "latency":
-        result["latencies"] = _numbers(document.get("latencies", []), "latencies")
+        result["latencies"] = _gaps(document.get("latencies", []), "latencies")
         shares = document.get("percentiles", {})
         if not isinstance(shares, dict):
             raise BenchError("The field percentiles of the result is no object.", hint=_HINT)
@@ -202,10 +214,11 @@ def _records(lists: Any, ours: Mapping[str, Any]) -> tuple[RequestRecord, ...]:
     for name, column in columns.items():
         if not isinstance(column, list) or len(column) != count:
             raise BenchError(f"The lists of the result differ in length: {name} and start_times.", hint=_HINT)
+    for name in ("start_times", "queue_times"):  # below 0 or 0 where a failed request was never sent
+        _numbers(columns[name], name)
     began = 0.0
     if not ours and count:
-        sent = (at for at in _numbers(columns["start_times"], "start_times") if at > 0)
-        began = min(sent, default=0.0)
+        began = min((at for at in columns["start_times"] if at > 0), default=0.0)
     rows = zip(*columns.values(), strict=True)
     return tuple(_record(dict(zip(columns, row, strict=True)), began, bool(ours)) for row in rows)
 
@@ -215,7 +228,7 @@ def _record(row: Mapping[str, Any], began: float, is_ours: bool) -> RequestRecor
     if error is not None and not isinstance(error, str):
         raise BenchError("An entry of errors in the result is no text.", hint=_HINT)
     ttft, e2el = _seconds(row["ttfts"], "ttfts"), _seconds(row["latencies"], "latencies")
-    gaps = tuple(_numbers(row["itls"], "itls"))
+    gaps = tuple(_gaps(row["itls"], "itls"))
     if not is_ours:
         ttft = ttft or None
         e2el = e2el or (None if ttft is None else ttft + math.fsum(gaps))
@@ -223,11 +236,11 @@ def _record(row: Mapping[str, Any], began: float, is_ours: bool) -> RequestRecor
     return RequestRecord(
         input_len=_count(row["input_lens"], "input_lens"),
         output_len=_count(row["output_lens"], "output_lens"),
-        start_s=max(0.0, (_seconds(row["start_times"], "start_times") or 0.0) - began),
+        start_s=_seconds(max(0.0, row["start_times"] - began), "start_times"),
         ttft_s=None if error else ttft,
         itls_s=() if error else gaps,
         e2el_s=None if error else e2el,
-        queue_s=_seconds(row["queue_times"], "queue_times") or 0.0,
+        queue_s=_seconds(max(0.0, row["queue_times"]), "queue_times"),
         cached_tokens=None if cached is None else _count(cached, "cached_tokens"),
         finish_reason=_short(reason) if isinstance(reason, str) else None,
         error=None if error is None else _short(error),
@@ -246,9 +259,10 @@ def _samples(columns: Any) -> tuple[EngineSample, ...]:
         raise BenchError('The lists of "samples" differ in length.', hint=_HINT)
     for name, column in columns.items():
         for value in column:
-            if value is None and name not in (*_COUNTS, "at_s"):
-                continue
-            _count(value, name) if name in _COUNTS else _seconds(value, name)
+            may_lack = name not in (*_COUNTS, "at_s")
+            is_right = value <= _MOST_S if name == "at_s" and _is_amount(value) else _is_amount(value)
+            if not is_right and not (value is None and may_lack):
+                raise BenchError(f"An entry of {name} in the samples is not as it is written.", hint=_HINT)
     rows = zip(*(columns[name] for name in names), strict=True)
     return tuple(EngineSample(**dict(zip(names, row, strict=True))) for row in rows)
 
@@ -283,6 +297,10 @@ def _is_number(value: Any) -> bool:
     return abs(value) < _MAX_NUMBER  # neither for NaN nor for infinity
 
 
+def _is_amount(value: Any) -> bool:
+    return _is_number(value) and value >= 0
+
+
 def _is_single(value: Any) -> bool:
     return value is None or isinstance(value, bool | str) or _is_number(value)
 
@@ -303,9 +321,17 @@ def _numbers(values: Any, name: str) -> list[float]:
     return [float(value) for value in values]
 
 
+def _gaps(values: Any, name: str) -> list[float]:
+    """Times one after the other, of one request or one benchmark."""
+    gaps = _numbers(values, name)
+    if gaps and not (min(gaps) >= 0 and math.fsum(gaps) <= _MOST_S):
+        raise BenchError(f"The times in {name} of the result are below 0, or over 30 days.", hint=_HINT)
+    return gaps
+
+
 def _seconds(value: Any, name: str) -> float | None:
-    if value is not None and not _is_number(value):
-        raise BenchError(f"An entry of {name} in the result is no number.", hint=_HINT)
+    if value is not None and not (_is_number(value) and 0 <= value <= _MOST_S):
+        raise BenchError(f"An entry of {name} in the result is no time from 0 s to 30 days.", hint=_HINT)
     return None if value is None else float(value)
 
 
