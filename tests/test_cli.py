@@ -351,7 +351,7 @@ def test_a_run_at_work_elsewhere_is_not_taken(core, home, tmp_path):
 
 
 def test_every_command_and_option_has_help(core):
-    commands = [["batch"], ["runs"], ["params"], ["models"], ["models", "prepare"], ["presets"]]
+    commands = [["batch"], ["runs"], ["params"], ["models"], ["models", "prepare"], ["presets"], ["serve"]]
     commands += [["presets", name] for name in ("list", "show", "save", "rename", "delete")]
     assert core("--help").returncode == 0
     for command in commands:
