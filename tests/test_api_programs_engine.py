@@ -39,7 +39,7 @@ def programs():
             yield pytest.param(task, language, id=f"{task}-{language}")
 
 
-@pytest.mark.parametrize(("task", "language"), programs())
+@pytest.mark.parametrize(("task", "language"), list(programs()))
 def test_a_program_prints_an_answer(asked, task, language, tmp_path):
     url, model, environment = asked
     program = examples(task, url, model, needs_key=True)[language]
