@@ -231,6 +231,9 @@ class _Count:
         if self._is_delta:
             self._call.wrote(tokens)
         else:
+            if output.metrics is not None and output.metrics.first_token_ts:
+                # else the whole answer, which comes at once, would be its first token
+                self._call.first_token_s = self._call.first_token_s or output.metrics.first_token_ts
             self._call.wrote(max(0, tokens - self._told))
             self._told = max(self._told, tokens)
 

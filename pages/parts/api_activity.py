@@ -63,13 +63,12 @@ def _charts(hours: Sequence[HourStats], now: dt.datetime) -> None:
         _chart(api_charts.requests(hours, local), "requests")
         st.markdown("**Time to the first token**")
         _chart(api_charts.latencies(hours, local, first_token=True), "first")
-        st.caption("Of streamed answers.")
     with right:
         st.markdown("**Output tokens/s, mean of the hour**")
         _chart(api_charts.tokens(hours, local, now), "tokens")
         st.markdown("**Time to the whole answer**")
         _chart(api_charts.latencies(hours, local, first_token=False), "whole")
-        st.caption("Of all requests that were answered.")
+    st.caption("p50: half of the answered requests were faster; p95: 95 of 100 were.")
 
 
 def _chart(figure: object, name: str) -> None:

@@ -40,8 +40,8 @@ def latencies(hours: Sequence[HourStats], clock: Clock, *, first_token: bool) ->
     p50 = [hour.p50_ttft_s if first_token else hour.p50_s for hour in hours]
     p95 = [hour.p95_ttft_s if first_token else hour.p95_s for hour in hours]
     lines = [
-        _line("Half were faster (p50)", hours, p50, ACCENT, clock),
-        _line("95 of 100 were faster (p95)", hours, p95, _SLOW, clock),
+        _line("p50", hours, p50, ACCENT, clock),
+        _line("p95", hours, p95, _SLOW, clock),
     ]
     return _figure(lines, "Seconds")
 
@@ -102,9 +102,9 @@ def _figure(traces: Sequence[go.Bar | go.Scatter], y: str) -> go.Figure:
         height=_HEIGHT,
         barmode="stack",
         margin={"l": 10, "r": 10, "t": 10, "b": 10},
-        xaxis={"title": None},
+        xaxis={"title": None, "tickangle": 0, "nticks": 6, "tickformat": "%H:%M\n%-d %b"},
         yaxis={"title": y, "rangemode": "tozero", "tickformat": "~s" if y != "Seconds" else ""},
         showlegend=len(traces) > 1,
-        legend={"orientation": "h", "y": 1.02, "yanchor": "bottom", "x": 0},
+        legend={"orientation": "h", "y": 1.02, "yanchor": "bottom", "x": 0, "traceorder": "normal"},
         hovermode="closest",
     )

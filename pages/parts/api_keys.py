@@ -21,6 +21,11 @@ def draw() -> None:
     st.caption(
         "One for each person or program. A key is shown once, when it is made; what is kept is a hash of it."
     )
+    status = session.api().status()
+    if status.phase == "serving" and not status.needs_key:
+        st.caption(
+            "Now the API needs none, as only this machine reaches it; limits hold for those who send one."
+        )
     _just_made()
     keys = session.api().keys.list(revoked=True)
     valid = [key for key in keys if key.revoked_at is None]

@@ -34,10 +34,15 @@ def _line(one: LiveRequest) -> None:
         with st.container(gap=None):
             who = plain_text(one.key_name) if one.key_name else "Without a key"
             st.markdown(f"**{who}** &nbsp; :gray[{plain_text(one.endpoint)}]")
-            st.caption(
-                f"{plain_text(one.model) or '–'} · {one.state} for {duration(one.since_s)} · "
-                f"{counted(one.prompt_tokens, 'token')} read, {one.output_tokens:,} written"
-            )
+            st.caption(_words(one))
         st.button("Abort", key=f"api:abort:{one.request_id}", icon=":material/close:",
                   help="Ends it in the engine; the client gets an error.",
                   on_click=session.api().abort, args=(one.request_id,))  # fmt: skip
+
+
+def _words(one: LiveRequest) -> str:
+    model, since = plain_text(one.model) or "–", duration(one.since_s)
+    if not one.prompt_tokens:  # it has not come to the engine, or is counted when it ends
+        return f"{model} · at work for {since}"
+    read = counted(one.prompt_tokens, "token")
+    return f"{model} · {one.state} for {since} · {read} read, {one.output_tokens:,} written"

@@ -9,7 +9,7 @@ import streamlit as st
 
 _ENDS = {
     200: "answered",
-    400: "bad request",
+    400: "bad request, or aborted",
     401: "no valid key",
     404: "no such model or address",
     413: "too large",
