@@ -179,6 +179,12 @@ def test_the_example_table_is_measured_under_a_template(app):
     (view,) = session.benchmarks().recent()
     assert view.state == "complete" and view.points[0].result["completed"] == 5
     assert view.name == "Throughput: reviews.csv"
+    press(app, "See the result")
+    press(app, "Change")
+    assert field(app, "Table").value == "kept" and field(app, "Rows").value == 5
+    press(app, "Start")
+    until(app, is_idle)
+    assert session.benchmarks().recent()[0].spec == view.spec
 
 
 def test_a_template_that_cannot_be_used_is_said(app):
@@ -220,6 +226,9 @@ def test_a_file_of_conversations_is_kept_under_its_name(app):
     assert view.state == "complete", view.message
     assert view.points[0].result["completed"] == 3
     assert ".." not in view.spec.workload.path
+    press(app, "See the result")
+    press(app, "Change")
+    assert "3 conversations of" in words(app) and "talks.json" in words(app)
 
 
 # -- while it runs, and afterwards ------------------------------------------------------

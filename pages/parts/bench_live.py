@@ -13,12 +13,17 @@ from pages.parts.markdown import plain_text
 
 _POLL_S = 1.0
 _WINDOW_S = 3.0
+_LOOKED_AT = 20
 _CONFIG = {"displayModeBar": False}
 
 
 def at_work() -> BenchView | None:
-    """The newest benchmark that some process works on."""
-    return next((view for view in session.benchmarks().recent() if view.state == "running"), None)
+    """The benchmark that this process works on, else the newest that another one does."""
+    benchmarks = session.benchmarks()
+    own = benchmarks.at_work()
+    if own is not None and (view := benchmarks.view(own)).state == "running":
+        return view
+    return next((view for view in benchmarks.recent(_LOOKED_AT) if view.state == "running"), None)
 
 
 @st.fragment(run_every=_POLL_S)
