@@ -8,11 +8,12 @@ from pathlib import Path
 
 import pytest
 
-from core.bench import files, metrics
+from core.bench import files
 from core.bench.runner import Benchmarks
 from core.bench.spec import BenchSpec, ConversationWorkload, Load, RandomWorkload, SharedPrefixWorkload
 from core.runtime import Runtime
 from core.store import Store
+from tests.in_flight import most_at_once
 from tests.waiting import until
 
 ROOT = Path(__file__).parents[1]
@@ -51,7 +52,7 @@ def test_serving_sees_every_token_of_answers_with_their_exact_lengths(benchmarks
             assert 1 <= len(record.itls_s) <= record.output_len - 1
             assert record.ttft_s + sum(record.itls_s) == pytest.approx(record.e2el_s)
     first = benchmarks.point(view.benchmark_id, 0)
-    assert max(at_once for _at, at_once in metrics.running(first.records)) == 4
+    assert most_at_once(first.records) == 4
     assert view.environment["engine"] == "vllm"
     assert view.environment["device"].startswith("CPU") or view.environment["gpus"]
 

@@ -16,7 +16,7 @@ from types import SimpleNamespace
 import pynvml
 import pytest
 
-from core.bench import files, metrics, telemetry, workloads
+from core.bench import files, telemetry, workloads
 from core.bench.runner import Benchmarks
 from core.bench.spec import BenchSpec, Load, RandomWorkload, SharedPrefixWorkload, Sweep
 from core.engines.scripted import ScriptedEngine
@@ -24,6 +24,7 @@ from core.errors import BenchError, EngineDied, ParameterError, RequestRejected
 from core.runtime import Runtime
 from core.store import Store
 from core.types import EngineInfo
+from tests.in_flight import most_at_once
 from tests.waiting import until
 
 SMALL = RandomWorkload(num_prompts=6, input_len=20, output_len=8)
@@ -71,7 +72,7 @@ def test_throughput_counts_all_tokens_of_the_requests_and_none_of_the_warm_up(be
     assert point.result["total_num_tokens"] == 6 * (20 + 8)
     assert point.result["elapsed_time"] >= 0.08  # 8 tokens at 100 a second
     records = benchmarks.point(view.benchmark_id, 0).records
-    assert max(at_once for _at, at_once in metrics.running(records)) == 6
+    assert most_at_once(records) == 6
 
 
 def test_serving_measures_each_load_with_each_repeat(benchmarks):
@@ -89,7 +90,7 @@ def test_serving_measures_each_load_with_each_repeat(benchmarks):
 def test_a_place_under_the_concurrency_is_waited_for_outside_the_latencies(benchmarks):
     view = done(benchmarks, spec(loads=(Load(max_concurrency=2),)))
     point = benchmarks.point(view.benchmark_id, 0)
-    assert max(at_once for _at, at_once in metrics.running(point.records)) == 2
+    assert most_at_once(point.records) == 2
     waited = [record.queue_s for record in point.records]
     # an answer takes 80 ms: the last two wait for two others
     assert waited[2] >= 0.08
