@@ -28,6 +28,8 @@ import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 
+import psutil
+
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
@@ -87,13 +89,13 @@ def theirs(model: str, settings: dict[str, str], port: int) -> list[str]:
 
 
 @contextlib.contextmanager
-def serving(command: list[str], port: int, folder: Path) -> Iterator[str]:
-    """Give the name of the served model, once it answers; end the server afterwards."""
+def serving(command: list[str], port: int, folder: Path) -> Iterator[tuple[str, int]]:
+    """Give the name of the served model, once it answers, and the server's process id; end it afterwards."""
     log, variables = folder / "log", {**os.environ, "WORKBENCH_HOME": str(folder / "home")}
     with log.open("w") as output:
         process = subprocess.Popen(command, cwd=ROOT, env=variables, stdout=output, stderr=output)
     try:
-        yield _ready(process, port, log)
+        yield _ready(process, port, log), process.pid
     finally:
         process.send_signal(signal.SIGINT)
         try:
@@ -137,6 +139,14 @@ def measure(port: int, name: str, model: str, asked: argparse.Namespace, folder:
     return result
 
 
+def cpu_seconds(pid: int) -> tuple[float, float]:
+    """Of the process that answers HTTP, and of those of its engine: what load on the machine can't change."""
+    server = psutil.Process(pid)
+    times = [process.cpu_times() for process in (server, *server.children(recursive=True))]
+    own, *others = [spent.user + spent.system for spent in times]
+    return own, sum(others)
+
+
 def free_port() -> int:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
@@ -169,12 +179,15 @@ def main() -> None:
             # who begins changes: what warms up or slows down in time meets both
             for name in list(servers)[:: 1 if turn % 2 == 0 else -1]:
                 port = free_port()
-                with serving(servers[name](model, settings, port), port, folder) as served:
+                with serving(servers[name](model, settings, port), port, folder) as (served, pid):
+                    before = cpu_seconds(pid)
                     result = measure(port, served, model, asked, folder)
+                    used = [after - then for after, then in zip(cpu_seconds(pid), before, strict=True)]
                 found[name].append(result)
                 print(
                     f"{name}: {result['output_throughput']:9,.1f} output tokens/s, TTFT p50 "
-                    f"{result['median_ttft_ms']:,.0f} ms, TPOT p50 {result['median_tpot_ms']:.2f} ms",
+                    f"{result['median_ttft_ms']:,.0f} ms, TPOT p50 {result['median_tpot_ms']:.2f} ms; CPU "
+                    f"of the server {used[0]:.1f} s, of its engine {used[1]:.1f} s (warm-up included)",
                     flush=True,
                 )
     medians = {
