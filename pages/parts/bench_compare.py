@@ -74,7 +74,7 @@ def _choice(views: Sequence[BenchView]) -> tuple[list[str], int, float]:
             help="What the others are held against.",
         )  # fmt: skip
         percent = st.number_input(
-            "Regression from (%)", 0.0, 100.0, 100 * differences.THRESHOLD, 1.0, width=180,
+            "Regression from (%)", 0.0, 100.0, 100 * differences.THRESHOLD, 1.0, width=180, format="%g",
             key="bench:compare:threshold", persist_state="session",
             help="Worse than the baseline beyond the interval, and by this much or more, is a regression.",
         )  # fmt: skip
@@ -203,13 +203,16 @@ def _table(found: Comparison, lines: Sequence[Line]) -> None:
     rows = []
     for line in lines:
         row = {"Figure": line.metric.title}
-        for name, figure, change in zip(found.names, line.figures, line.differences, strict=True):
+        columns = list(zip(found.names, line.figures, line.differences, strict=True))
+        for name, figure, _change in columns:
             row[name] = "–" if figure is None else report.in_words(figure.value, line.metric)
-            if figure is not None:
-                row[f"{name}, 95%"] = report.spread_in_words(figure)
+        for name, _figure, change in columns:
             if change is not None:
                 share = report.share_in_words(change.share)
                 row[f"{name} against it"] = f"{share}, {change.verdict}" if share else change.verdict
+        for name, figure, _change in columns:
+            if figure is not None:
+                row[f"{name}, 95%"] = report.spread_in_words(figure)
         rows.append(row)
     st.dataframe(rows, hide_index=True)
 

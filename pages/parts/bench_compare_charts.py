@@ -16,6 +16,7 @@ from pages.parts.run_charts import ACCENT
 
 # told apart on the light and on the dark background, by people who see no red and green too
 COLORS = (ACCENT, "#C77A1E", "#5B6EE1", "#A24B9C", "#8494A3", "#B8A038", "#3F8FBF", "#C4526B")
+_WORSE = "#D1494B"
 _HEIGHT = 340
 _LABEL_CHARACTERS = 36
 
@@ -34,7 +35,8 @@ def differences_chart(comparison: Comparison, lines: Sequence[Line], place: int)
         of = "higher is better" if line.metric.better == "higher" else "lower is better"
         is_shown = found.verdict not in (NO_DIFFERENCE, ONE_REPEAT)
         verdict = "one repeat" if found.verdict == ONE_REPEAT else found.verdict
-        estimates.append(Estimate(line.metric.title, found.share, low, high, of, verdict, is_shown))
+        color = _WORSE if found.verdict == "worse" else ACCENT
+        estimates.append(Estimate(line.metric.title, found.share, low, high, of, verdict, is_shown, color))
     if not estimates:
         return None
     return forest(
@@ -59,7 +61,7 @@ def over_loads(
     figure.update_layout(
         height=_HEIGHT,
         margin={"l": 10, "r": 10, "t": 30, "b": 10},
-        yaxis={"title": f"{metric.title} ({metric.unit})", "rangemode": "tozero", "tickformat": ","},
+        yaxis={"title": axis_title(metric), "rangemode": "tozero", "tickformat": ","},
         xaxis={"type": "category"},
         barmode="group",
         bargap=0.3,
@@ -85,7 +87,9 @@ def _trace(name: str, titles: Sequence[str], found: Sequence[Figure], metric: Me
             "color": "#8494A3",
         },
         text=[report.number(one.value) for one in found],
-        textposition="outside",
+        textposition="inside",
+        insidetextanchor="start",  # at the foot of the bar, away from the interval
+        textfont={"color": "white"},
         customdata=[
             f"{report.in_words(one.value, metric)}<br>{html.escape(report.spread_in_words(one))}"
             for one in found
@@ -110,7 +114,7 @@ def history_chart(places: Sequence[Place], metric: Metric) -> go.Figure:
     figure.update_layout(
         height=_HEIGHT,
         margin={"l": 10, "r": 10, "t": 30, "b": 10},
-        yaxis={"title": f"{metric.title} ({metric.unit})", "rangemode": "tozero", "tickformat": ","},
+        yaxis={"title": axis_title(metric), "rangemode": "tozero", "tickformat": ","},
         xaxis={"title": "Measured on (UTC)"},
         legend={"orientation": "h", "y": 1.02, "yanchor": "bottom", "x": 0},
         showlegend=True,
@@ -149,6 +153,11 @@ def _ringed(places: Sequence[Place], color: str) -> go.Scatter:
 
 def _changes(place: Place) -> str:
     return "".join(f"<br>{html.escape(change)}" for change in place.changes)
+
+
+def axis_title(metric: Metric) -> str:
+    """The metric with its unit: "TTFT, p99 (ms)", "Output tokens/s"."""
+    return metric.title if metric.title.endswith("/s") else f"{metric.title} ({metric.unit})"
 
 
 def _label(text: str) -> str:

@@ -240,16 +240,14 @@ def _picture(views: Sequence[BenchView], group: str) -> None:
     table = []
     for name in names:
         view = next(subject.view for subject in found if engines.engine_title(subject.view) == name)
-        known = {key: str(view.environment.get(key) or "–") for key in ("model", "dtype", "engine_version")}
-        row = {
-            "Engine": name,
-            "Model": known["model"],
-            "Weights": known["dtype"],
-            "Version": known["engine_version"],
-        }
+        row = {"Engine": name}
         for load, title in zip(loads, titles, strict=True):
             figure = at.get((load, name))
             row[title] = "–" if figure is None else report.in_words(figure.value, metric)
+        for key, title in (("dtype", "Weights"), ("model", "Model"), ("engine_version", "Version")):
+            row[title] = str(view.environment.get(key) or "–")
+        for load, title in zip(loads, titles, strict=True):
+            figure = at.get((load, name))
             row[f"{title}, 95%"] = "–" if figure is None else report.spread_in_words(figure)
         table.append(row)
     st.dataframe(table, hide_index=True)

@@ -13,7 +13,7 @@ from core.bench.records import BenchView
 from core.bench.report import number
 from core.bench.spec import Load
 from pages.parts import session
-from pages.parts.bench_compare_charts import history_chart
+from pages.parts.bench_compare_charts import axis_title, history_chart
 from pages.parts.bench_words import KINDS, asked_words
 from pages.parts.charts import counted
 
@@ -83,7 +83,7 @@ def _history(alike: Sequence[BenchView], load: Load | None, name: str) -> None:
                 "Measured": place.created_at.astimezone().strftime("%d %b %Y, %H:%M"),
                 "Name": place.name,
                 "Model and engine": place.series,
-                f"{metric.title} ({metric.unit})": ", ".join(number(value) for value in place.values),
+                axis_title(metric): ", ".join(number(value) for value in place.values),
                 "Changed since the one before": "; ".join(place.changes),
                 "Baseline": "yes" if place.is_baseline else "",
             }

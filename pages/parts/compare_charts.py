@@ -26,6 +26,8 @@ class Estimate:
     of: str
     verdict: str
     is_shown: bool
+    color: str = ACCENT
+    """Of what is shown."""
 
 
 def forest(
@@ -43,10 +45,10 @@ def forest(
     """
     places = list(range(len(lines)))
     figure = go.Figure()
-    for shown, color in ((True, ACCENT), (False, _UNSURE)):
-        chosen = [place for place in places if lines[place].is_shown == shown]
-        if chosen:
-            figure.add_trace(_marks([lines[place] for place in chosen], chosen, color, words))
+    colors = [line.color if line.is_shown else _UNSURE for line in lines]
+    for color in dict.fromkeys(colors):
+        chosen = [place for place in places if colors[place] == color]
+        figure.add_trace(_marks([lines[place] for place in chosen], chosen, color, words))
     figure.add_vline(x=none, line={"color": _UNSURE, "width": 1, "dash": "dot"})
     for place, line in zip(places, lines, strict=True):
         figure.add_annotation(
