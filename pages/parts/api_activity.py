@@ -17,6 +17,7 @@ _POLL_S = 5.0
 _SPANS = {24: "24 hours", 7 * 24: "7 days", 30 * 24: "30 days"}
 _CONFIG = {"displayModeBar": False}
 _LATEST = 50
+_CHART_PIXELS = 410
 
 
 @st.fragment(run_every=_POLL_S)
@@ -57,22 +58,17 @@ def _totals(hours: Sequence[HourStats], statuses: dict[int, int]) -> None:
 
 
 def _charts(hours: Sequence[HourStats], now: dt.datetime) -> None:
-    left, right = st.columns(2)
-    with left:
-        st.markdown("**Requests**")
-        _chart(api_charts.requests(hours, local), "requests")
-        st.markdown("**Time to the first token**")
-        _chart(api_charts.latencies(hours, local, first_token=True), "first")
-    with right:
-        st.markdown("**Output tokens/s, mean of the hour**")
-        _chart(api_charts.tokens(hours, local, now), "tokens")
-        st.markdown("**Time to the whole answer**")
-        _chart(api_charts.latencies(hours, local, first_token=False), "whole")
+    charts = (
+        ("Requests", api_charts.requests(hours, local)),
+        ("Output tokens/s, mean of the hour", api_charts.tokens(hours, local, now)),
+        ("Time to the first token", api_charts.latencies(hours, local, first_token=True)),
+        ("Time to the whole answer", api_charts.latencies(hours, local, first_token=False)),
+    )
+    # beside each other where there is room: columns would squeeze them
+    for cell, (title, figure) in zip(metric_cells(len(charts), _CHART_PIXELS), charts, strict=True):
+        cell.markdown(f"**{title}**")
+        cell.plotly_chart(figure, key=f"api:chart:{title}", config=_CONFIG)
     st.caption("p50: half of the answered requests were faster; p95: 95 of 100 were.")
-
-
-def _chart(figure: object, name: str) -> None:
-    st.plotly_chart(figure, key=f"api:chart:{name}", config=_CONFIG)
 
 
 def _table(latest: Sequence[RequestRecord]) -> None:
