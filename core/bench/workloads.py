@@ -38,8 +38,8 @@ from core.types import EngineInfo
 _AT_ONCE = 256
 _BOUNDS = {"memory_limit": "512MB", "threads": "2"}
 _POOL = 8192
-_WORDS = 20_000
-_LETTERS = "abcdefghijklmnopqrstuvwxyz"
+_TEXTS, _WORDS = 100, 200
+_LETTERS = list("abcdefghijklmnopqrstuvwxyz")
 # what `vllm bench` leaves out of a ShareGPT file (`is_valid_sequence`), in tokens
 _LEAST_TOKENS, _MOST_PROMPT, _MOST_TOTAL = 4, 1024, 2048
 _MOST_CHARACTERS = 1 << 17  # longer texts are surely too many tokens: they aren't even counted
@@ -100,15 +100,13 @@ def token_pool(engine: Engine) -> np.ndarray:
     doesn't say how large its vocabulary is, the tokens of made-up words.
     """
     size = engine.info.vocabulary_size
+    rng = np.random.default_rng(0)
     if size is None:
-        rng = np.random.default_rng(0)
-        lengths = rng.integers(1, 6, size=_WORDS)
-        words = ("".join(_LETTERS[at] for at in rng.integers(0, len(_LETTERS), size=n)) for n in lengths)
-        (ids,) = engine.encode([" ".join(words)])
-        found = set(ids)
-    else:
-        found = set(np.random.default_rng(0).choice(size, min(size, _POOL), replace=False).tolist())
-    candidates = sorted(found)
+        lengths = rng.integers(1, 6, size=(_TEXTS, _WORDS))
+        words = [["".join(rng.choice(_LETTERS, size=length)) for length in row] for row in lengths]
+        found = engine.encode([" ".join(row) for row in words])  # letters alone: none of them is special
+        return np.array(sorted(set().union(*found)), dtype=object)
+    candidates = sorted(rng.choice(size, min(size, _POOL), replace=False).tolist())
     pieces = engine.pieces(candidates)
     ordinary = [token for token, piece in zip(candidates, pieces, strict=True) if not piece.special]
     return np.array(ordinary, dtype=object)
