@@ -5,6 +5,7 @@ from __future__ import annotations
 import datetime as dt
 import hashlib
 import hmac
+import math
 import secrets
 import threading
 import time
@@ -20,6 +21,7 @@ from core.store import Store
 _PREFIX = "wb-"
 _SHOWN = 8  # characters of a secret that are kept to know it by: 5 of its 43 random ones
 _FRESH_S = 1.0
+_WRITE_EVERY_S = 5.0  # each write waits for the disk
 _LONGEST_NAME = 80
 _LOWEST_PRIORITY = 9
 
@@ -33,6 +35,7 @@ class ApiKeys:
         self._lock = threading.Lock()
         self._valid: tuple[tuple[str, ApiKey], ...] | None = None
         self._read_at = 0.0
+        self._wrote_at = -math.inf
         self._used: dict[str, dt.datetime] = {}
 
     def create(self, name: str, limits: KeyLimits = KeyLimits()) -> tuple[ApiKey, str]:  # noqa: B008
@@ -97,13 +100,14 @@ class ApiKeys:
 
     def refresh(self) -> None:
         """Read what other processes changed, and write when keys were used. Blocks: not on the loop."""
-        used, self._used = self._used, {}
-        if used:
+        now = time.monotonic()
+        if self._used and now - self._wrote_at >= _WRITE_EVERY_S:
+            used, self._used, self._wrote_at = self._used, {}, now
             with self._store.transaction() as connection:
                 for key_id, at in used.items():
                     changed = sa.update(_keys).where(_keys.c.key_id == key_id)
                     connection.execute(changed.values(last_used_at=at))
-        if time.monotonic() - self._read_at >= _FRESH_S:
+        if now - self._read_at >= _FRESH_S:
             self._read()
 
     def _known(self) -> tuple[tuple[str, ApiKey], ...]:

@@ -227,7 +227,9 @@ class _Count:
             self._call.unreported.remove(self._so_far)
 
     def add(self, output: Any) -> None:
-        tokens = sum(len(part.token_ids) for part in output.outputs)
+        tokens = 0
+        for part in output.outputs:  # for each token of everybody: no generator for sum()
+            tokens += len(part.token_ids)
         if self._is_delta:
             self._call.wrote(tokens)
         else:
