@@ -46,6 +46,12 @@ def test_a_rate_is_what_was_added_over_the_window_before_it():
     assert rates == [None, 100.0, pytest.approx(200.0), pytest.approx(200 / 1.5)]
 
 
+def test_a_rate_begins_where_the_point_began():
+    figure = bench_charts.output_rate([sample(0.5, output_tokens=40), sample(1.0, output_tokens=80)])
+    assert (list(figure.data[0].x), list(figure.data[0].y)) == ([0.0, 0.5, 1.0], [None, 80.0, 80.0])
+    assert bench_charts.from_zero([]) == []
+
+
 def test_many_samples_are_thinned_and_keep_their_totals():
     samples = [sample(second / 4, output_tokens=second * 10) for second in range(5001)]
     kept = bench_charts.thinned(samples)
@@ -137,6 +143,13 @@ def test_a_sweep_has_a_line_for_each_repeat_its_knee_and_its_good_region():
     assert (region.x0, region.x1) == (0, 300)
 
 
+def test_a_goal_far_above_everything_does_not_flatten_it():
+    points = sweep_points()
+    figure = bench_sweep_charts.latency_against_throughput(points, "p99_ttft_ms", of="TTFT", limit_ms=5000)
+    assert "goal 5.0 s ↑" in [mark.text for mark in figure.layout.annotations]
+    assert not [shape for shape in figure.layout.shapes if shape.type == "line"]
+
+
 def test_points_without_the_latency_are_left_out_of_the_picture():
     points = [summary(0, Load(max_concurrency=1), 10, None), summary(1, Load(max_concurrency=2), 20, 5)]
     figure = bench_sweep_charts.latency_against_throughput(points, "p99_ttft_ms", of="TTFT")
@@ -180,7 +193,9 @@ def test_what_was_not_measured_is_no_zero():
     assert figures["Output tokens/s"] == "0" and figures["Failed"] == "7"
     assert not any(title.startswith(("TTFT", "Goodput")) for title in figures)
     assert bench_words.latency_rows({"mean_ttft_ms": None, "p99_ttft_ms": None}) == []
-    (row,) = bench_words.latency_rows({"mean_tpot_ms": 8.34, "median_tpot_ms": None, "p99.9_tpot_ms": 1500.0})
+    (row,) = bench_words.latency_rows(
+        {"mean_tpot_ms": 8.34, "median_tpot_ms": None, "p50_tpot_ms": 7.0, "p99.9_tpot_ms": 1500.0}
+    )
     assert row == {"": "TPOT", "Mean": "8.3 ms", "Median": "–", "Deviation": "–", "p99.9": "1.5 s"}
 
 
@@ -218,6 +233,17 @@ def test_a_sweep_is_bounded_by_its_most_points_and_a_table_has_no_time():
     table = TableWorkload(path="rows.csv", prompt=PromptSpec(template="{{ a }}"), num_prompts=None)
     expected = outlook(BenchSpec(kind="throughput", workload=table), "small", "vllm", [measured(1, 10, 1)])
     assert (expected.requests, expected.seconds) == (None, None)
+
+
+def test_a_table_takes_as_long_as_it_took_before():
+    table = TableWorkload(path="rows.csv", prompt=PromptSpec(template="{{ a }}"), num_prompts=50)
+    spec = BenchSpec(kind="throughput", workload=table)
+    assert outlook(spec, "small", "vllm", [measured(8, 800, 4.0)]).seconds is None
+    result = {"elapsed_time": 5.0, "completed": 40, "total_input_tokens": 900, "total_output_tokens": 100}
+    point = PointSummary(number=0, repeat=0, load=None, result=result)
+    before = view("throughput", [point], spec, model="small", engine="vllm")
+    twice = spec.model_copy(update={"repeats": 2})
+    assert outlook(twice, "small", "vllm", [before]).seconds == pytest.approx(10.0)
 
 
 def test_loads_are_read_as_they_are_written():

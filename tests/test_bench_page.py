@@ -89,7 +89,7 @@ def test_the_time_is_told_once_something_alike_was_measured(app):
 
 
 def test_serving_at_several_loads_makes_a_point_for_each(app):
-    choose(app, "Benchmark", "serve")
+    choose(app, "Measure", "serve")
     fill(app, Prompts=6, Tokens_in=12, Tokens_out=4, Repeats=2)
     choose(app, "Load", "concurrency")
     field(app, "Requests at once").set_value("1, 3").run()
@@ -108,7 +108,7 @@ def test_serving_at_several_loads_makes_a_point_for_each(app):
 
 
 def test_a_sweep_and_rates_that_come_in_bursts_become_what_was_entered(app):
-    choose(app, "Benchmark", "serve")
+    choose(app, "Measure", "serve")
     choose(app, "Load", "sweep")
     fill(app, Prompts=4, Tokens_in=8, Tokens_out=2, Points_at_most=3, From=2.0)
     assert "at most 3 times" in words(app)
@@ -129,7 +129,7 @@ def test_a_sweep_and_rates_that_come_in_bursts_become_what_was_entered(app):
 
 
 def test_latency_measures_batches(app):
-    choose(app, "Benchmark", "latency")
+    choose(app, "Measure", "latency")
     fill(app, Tokens_in=8, Tokens_out=3, Requests_in_a_batch=2, Batches_measured=4)
     assert "4 batches of 2 prompts, 8 tokens in, 3 out" in words(app)
     press(app, "Start")
@@ -144,7 +144,7 @@ def test_latency_measures_batches(app):
     [("", "No load is given"), ("two", "'two' is not a whole number"), ("0", "'0' is not a number above 0")],
 )
 def test_a_load_that_makes_no_sense_is_said_where_start_is(app, entered, said):
-    choose(app, "Benchmark", "serve")
+    choose(app, "Measure", "serve")
     choose(app, "Load", "concurrency")
     field(app, "Requests at once").set_value(entered).run()
     assert said in words(app) and app.button(key="bench:start").disabled
@@ -173,7 +173,7 @@ def test_the_example_table_is_measured_under_a_template(app):
     choose(app, "What is asked", "table")
     assert "Is this review of" in field(app, "Template").value
     fill(app, Rows=5, Tokens_out=3)
-    assert "5 rows of reviews.csv, 3 tokens out" in words(app)
+    assert "up to 5 rows of reviews.csv, 3 tokens out" in words(app)
     press(app, "Start")
     until(app, is_idle)
     (view,) = session.benchmarks().recent()

@@ -47,7 +47,8 @@ def outlook(spec: BenchSpec, model: str, engine: str, earlier: Iterable[BenchVie
     The time of a point is its tokens by the total tokens/s of the earlier point that is most alike in
     requests at once and in the share of prompt tokens; a rate sets a least time besides.
     """
-    sizes = _sizes(spec.workload)
+    earlier = [view for view in earlier if _is_same(view, model, engine)]
+    sizes = _sizes(spec.workload) or _sizes_before(spec.workload, earlier)
     if spec.kind == "latency":
         loads: list[Load] = [Load(max_concurrency=spec.batch_size)]
         requests = spec.batch_size * (spec.num_iters + spec.num_iters_warmup)
@@ -56,7 +57,7 @@ def outlook(spec: BenchSpec, model: str, engine: str, earlier: Iterable[BenchVie
         requests = spec.workload.num_prompts
     seconds = None
     if requests is not None and sizes is not None:
-        known = [one for view in earlier if _is_same(view, model, engine) for one in _measured(view)]
+        known = [one for view in earlier for one in _measured(view)]
         each = [_seconds(load, requests, sizes, spec, known) for load in loads]
         seconds = None if None in each else spec.repeats * sum(each)
     measured = spec.batch_size * spec.num_iters if spec.kind == "latency" else requests
@@ -99,8 +100,24 @@ def _sizes(workload: Workload) -> tuple[int, int] | None:
     return None
 
 
+def _sizes_before(workload: Workload, earlier: Iterable[BenchView]) -> tuple[float, float] | None:
+    """The same of what was found in the file when the same rows of it were asked; None: they never were."""
+    if workload.num_prompts is None:
+        return None
+    for view in earlier:
+        if view.spec is None or view.spec.workload != workload:
+            continue
+        for point in view.points:
+            prompt = _number(point.result.get("total_input_tokens"))
+            output = _number(point.result.get("total_output_tokens"))
+            if prompt and output and point.is_whole:
+                # over the requests asked for, of which the file may hold fewer
+                return prompt / workload.num_prompts, output / workload.num_prompts
+    return None
+
+
 def _seconds(
-    load: Load, requests: int, sizes: tuple[int, int], spec: BenchSpec, known: list[_Measured]
+    load: Load, requests: int, sizes: tuple[float, float], spec: BenchSpec, known: list[_Measured]
 ) -> float | None:
     at_once = float(min(load.max_concurrency or _ALL, requests))
     if spec.kind == "latency":

@@ -8,6 +8,7 @@ from __future__ import annotations
 import html
 import itertools
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -76,9 +77,17 @@ def rates(
     return found
 
 
+def from_zero(samples: Sequence[EngineSample]) -> list[EngineSample]:
+    """With the beginning of the point before them, where nothing was counted yet."""
+    if not samples or samples[0].at_s <= 0:
+        return list(samples)
+    nothing = {"at_s": 0.0, "output_tokens": 0, "prompt_tokens": 0, "prefix_queries": 0, "prefix_hits": 0}
+    return [replace(samples[0], **nothing), *samples]
+
+
 def output_rate(samples: Sequence[EngineSample]) -> go.Figure:
     """Output tokens/s over the seconds of a point."""
-    samples = thinned(samples)
+    samples = from_zero(thinned(samples))
     line = _line(
         [sample.at_s for sample in samples],
         rates(samples, lambda sample: sample.output_tokens),
@@ -207,6 +216,7 @@ def distribution(
         hovertemplate=f"%{{customdata}}: %{{y:,}} {of}<extra></extra>",
     )
     figure = frame(bars, x=unit, y=of.capitalize()).update_layout(margin={"t": 44})
+    figure.update_yaxes(tickformat=",")
     for place, percentile in enumerate(percentiles):
         value = float(np.percentile(values_ms, percentile))
         name = "median" if percentile == 50 else f"p{percentile:g}"
@@ -256,6 +266,7 @@ def timeline(records: Sequence[RequestRecord]) -> go.Figure:
     bars = [
         go.Bar(
             name=name, orientation="h", marker={"color": color, "line": {"width": 0}},
+            opacity=0.35 if color == QUIET else 1,
             y=[row for row, _from, _s in spans], base=[begin for _row, begin, _s in spans],
             x=[seconds for _row, _from, seconds in spans],
             customdata=[_words_of(shown[row], duration(seconds)) for row, _from, seconds in spans],

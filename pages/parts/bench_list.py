@@ -11,7 +11,7 @@ from pages.parts.bench_words import KINDS, asked_words, headline, state_badge
 from pages.parts.charts import counted
 from pages.parts.markdown import plain_text
 
-_WIDTHS = (4.6, 2.6, 2.4, 1.6, 1.2)
+_WIDTHS = (4.6, 2.4, 2.2, 1.8)
 _GROUPS = {engines.GROUP: "of a comparison of engines", tuning.GROUP: "of a search for settings"}
 _SEARCH_FROM = 8
 _MOST = 300
@@ -36,7 +36,7 @@ def draw() -> None:
 def _list(views: tuple[BenchView, ...]) -> None:
     shown = _search(views)
     st.caption(f"{counted(len(views), 'benchmark')} in this workspace")
-    titles = ("Benchmark", "Model", "Result", "When", "")
+    titles = ("Benchmark", "Model", "Result", "")
     for cell, title in zip(st.columns(_WIDTHS, gap="small"), titles, strict=True):
         cell.caption(title)
     for view in shown:
@@ -57,13 +57,14 @@ def _search(views: tuple[BenchView, ...]) -> list[BenchView]:
 
 def _row(view: BenchView) -> None:
     with st.container(border=True):
-        name, model, result, when, actions = st.columns(_WIDTHS, gap="small", vertical_alignment="center")
+        name, model, result, actions = st.columns(_WIDTHS, gap="small", vertical_alignment="center")
         baseline = " :violet-badge[baseline]" if view.is_baseline else ""
         with name.container(gap=None):
             st.markdown(f"**{plain_text(view.name)}**{state_badge(view)}{baseline}")
             words = [KINDS.get(view.kind, view.kind)]
             words += [asked_words(view)] if view.spec else ["imported"]
             words += [_GROUPS[start] for start in _GROUPS if view.spec and view.spec.group.startswith(start)]
+            words.append(view.created_at.astimezone().strftime("%d %b, %H:%M"))
             st.caption(plain_text(" · ".join(words)))
         with model.container(gap=None):
             st.markdown(plain_text(_model(view) or "–"))
@@ -72,7 +73,6 @@ def _row(view: BenchView) -> None:
         with result.container(gap=None):
             st.markdown(f"**{figure}**")
             st.caption(what or "nothing measured")
-        when.markdown(view.created_at.astimezone().strftime("%d %b, %H:%M"))
         actions.button(
             "Open", key=f"bench:open:{view.benchmark_id}", on_click=bench_nav.open_result,
             args=(view.benchmark_id,),

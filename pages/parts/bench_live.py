@@ -55,7 +55,8 @@ def _progress(progress: Progress) -> None:
     share = progress.done / progress.total if progress.total else 0.0
     st.progress(min(share, 1.0), plain_text(progress.stage))
     samples = progress.samples
-    rates = bench_charts.rates(samples, lambda sample: sample.output_tokens, _WINDOW_S)
+    since_zero = bench_charts.from_zero(samples)
+    rates = bench_charts.rates(since_zero, lambda sample: sample.output_tokens, _WINDOW_S)
     now = samples[-1] if samples else None
     cells = (
         ("Output tokens/s", per_second(rates[-1] if rates else None), "Over the last three seconds."),

@@ -89,12 +89,15 @@ def _sweep(key: str, initial: BenchSpec | None, like: Load) -> tuple[tuple[Load,
             "Over", list(_OVER), list(_OVER).index(given.over), format_func=_OVER.get, key=f"{key}:over",
             width=200, persist_state="session",
         )  # fmt: skip
-        start = number(f"{key}:start", "From", given.start, 0.01)
-        factor = number(f"{key}:factor", "Each time more by a factor of", given.factor, 1.05)
+        start = number(f"{key}:start", "From", given.start, 0.01, format="%g")
+        factor = number(
+            f"{key}:factor", "Factor", given.factor, 1.05, None, "Each load is so many times the one before.",
+            format="%g",
+        )  # fmt: skip
         most = number(f"{key}:most", "Points at most", given.most_points, 2, 64)
         gain = number(
             f"{key}:gain", "Least gain (%)", given.least_gain * 100, 0.0, 99.0,
-            "The knee: where a step brings less than this much more output tokens per second.",
+            "The knee: where a step brings less than this much more output tokens per second.", format="%g",
         )  # fmt: skip
         arrivals, burstiness = ("poisson", 1.0)
         if over == "request_rate":

@@ -20,6 +20,7 @@ from pages.parts.markdown import plain_text
 
 _CONFIG = {"displayModeBar": False}
 _FIGURE_PIXELS = 132
+_MOST_LINES = 24
 _MESSAGES = {
     "running": ("It is being measured; what is done is here.", st.info),
     "stopped": ("It was stopped: what was done until then is kept.", st.info),
@@ -28,7 +29,10 @@ _MESSAGES = {
 }
 _COLUMNS = {
     "output_throughput": "Output tokens/s",
+    "tokens_per_second": "Total tokens/s",
     "request_throughput": "Requests/s",
+    "requests_per_second": "Requests/s ",
+    "avg_latency": "Batch latency",
     "request_goodput": "Goodput/s",
     "median_ttft_ms": "TTFT",
     "p99_ttft_ms": "TTFT p99",
@@ -51,6 +55,8 @@ def draw(benchmark_id: str) -> None:
         if view.state == "complete":
             st.caption("It has no points.")
         return
+    if len(view.points) > 1:
+        _table(view)
     if len({point.load for point in view.points}) > 1:
         _sweep(view)
     point = _choose(view)
@@ -77,11 +83,16 @@ def _header(view: BenchView) -> None:
         say(f"{words} {plain_text(view.message)}".strip())
 
 
-def _sweep(view: BenchView) -> None:
-    """All loads: a table, and latency against throughput."""
+def _table(view: BenchView) -> None:
+    """A line for each point; what was measured at none is left out."""
     rows = [_row(view, point) for point in view.points]
     filled = [title for title in rows[0] if any(row[title] != "–" for row in rows)]
-    st.dataframe([{title: row[title] for title in filled} for row in rows], hide_index=True)
+    height = "content" if len(rows) <= _MOST_LINES else "auto"
+    st.dataframe([{title: row[title] for title in filled} for row in rows], hide_index=True, height=height)
+
+
+def _sweep(view: BenchView) -> None:
+    """Latency against throughput, and throughput at each load."""
     metrics = {
         field: f"{name.upper()}, {words}"
         for name in ("ttft", "tpot", "itl", "e2el")
@@ -142,7 +153,6 @@ def _choose(view: BenchView) -> PointSummary:
     if len(view.points) == 1:
         return view.points[0]
     points = {point.number: point for point in view.points}
-    st.divider()
     chosen = st.selectbox(
         f"Look at one of {counted(len(points), 'point')}", list(points),
         format_func=lambda number: point_title(points[number], _repeats(view)),

@@ -27,7 +27,7 @@ def draw() -> None:
     """The form. What is wrong with it is said where Start is."""
     key, initial = bench_nav.draft_key(), bench_nav.initial()
     kind = st.segmented_control(
-        "Benchmark", list(_KINDS), format_func=_KINDS.get, default=initial.kind if initial else "throughput",
+        "Measure", list(_KINDS), format_func=_KINDS.get, default=initial.kind if initial else "throughput",
         required=True, key=f"{key}:kind", persist_state="session",
     )  # fmt: skip
     st.caption(_ABOUT[kind])

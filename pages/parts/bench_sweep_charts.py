@@ -55,12 +55,21 @@ def latency_against_throughput(
     if over := swept(drawn):
         _mark_loads(figure, drawn, metric, over, least_gain)
     if limit_ms is not None:
-        figure.add_hline(y=limit_ms, line={"color": LIMIT, "width": 1.5, "dash": "dash"})
-        figure.add_annotation(
-            x=0, xref="paper", xanchor="left", y=limit_ms, yanchor="bottom", showarrow=False,
-            text=f"goal {short_ms(limit_ms)}", font={"size": 11, "color": LIMIT},
-        )  # fmt: skip
+        _mark_goal(figure, limit_ms, max((point.result[metric] for point in drawn), default=0.0))
     return figure
+
+
+def _mark_goal(figure: go.Figure, limit_ms: float, most_ms: float) -> None:
+    """A goal far above everything measured is named at the edge, since drawing it would flatten the rest."""
+    words, place = f"goal {short_ms(limit_ms)}", {"y": limit_ms, "yanchor": "bottom"}
+    if limit_ms <= 2 * most_ms:
+        figure.add_hline(y=limit_ms, line={"color": LIMIT, "width": 1.5, "dash": "dash"})
+    else:
+        words, place = f"{words} ↑", {"y": 1, "yref": "paper", "yanchor": "top"}
+    figure.add_annotation(
+        x=1, xref="paper", xanchor="right", showarrow=False, text=words, font={"size": 11, "color": LIMIT},
+        **place,
+    )  # fmt: skip
 
 
 def _mark_loads(

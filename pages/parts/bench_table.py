@@ -46,7 +46,7 @@ def table_form(key: str, given: Workload) -> TableWorkload | None:
         )  # fmt: skip
         output_len = st.number_input(
             "Tokens out", 1, None, start.output_len if start else None, key=f"{key}:out", width=170,
-            placeholder="as the model ends", persist_state="session",
+            placeholder="model's end", persist_state="session",
             help="The exact length of every answer. Empty: each ends where the model ends it.",
         )  # fmt: skip
     if prompt is None:

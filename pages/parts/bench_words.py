@@ -83,7 +83,8 @@ def point_title(point: PointSummary, repeats: int) -> str:
     """4 requests/s, repeat 2."""
     load = point.load.title if point.load else ""
     again = f"repeat {point.repeat + 1}" if repeats > 1 else ""
-    return ", ".join(part for part in (load, again) if part) or "All requests"
+    words = ", ".join(part for part in (load, again) if part) or "all requests"
+    return words[0].upper() + words[1:]
 
 
 def metric_words(name: str, value: float | None) -> str:
@@ -142,7 +143,8 @@ def latency_rows(result: Mapping[str, Any]) -> list[dict[str, str]]:
         }  # fmt: skip
         start, end = "p", f"_{name}_ms"
         for field in result:
-            if field.startswith(start) and field.endswith(end) and field[1].isdigit():
+            is_percentile = field.startswith(start) and field.endswith(end) and field[1].isdigit()
+            if is_percentile and field != f"p50{end}":  # the median stands there already
                 fields[field.removesuffix(end)] = field
         if any(result.get(field) is not None for field in fields.values()):
             rows.append(

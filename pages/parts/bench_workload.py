@@ -70,7 +70,7 @@ def _random(key: str, given: RandomWorkload) -> RandomWorkload:
             "Lengths are drawn evenly around these: 50 makes 256 tokens 128 to 384.",
         )  # fmt: skip
         prefix = number(
-            f"{key}:prefix", "Common prefix (tokens)", given.prefix_len, 0, None,
+            f"{key}:prefix", "Common prefix", given.prefix_len, 0, None,
             "Tokens that come before each prompt and are the same in all.",
         )  # fmt: skip
     return RandomWorkload(
@@ -115,7 +115,7 @@ def _conversations(key: str, given: Workload) -> ConversationWorkload | None:
         prompts = number(f"{key}:n", "Prompts", start.num_prompts if start else 200, 1, MAX_PROMPTS)
         output_len = number(
             f"{key}:out", "Tokens out", start.output_len if start else None, 1, None,
-            "Empty: as long as the answer in the file.", placeholder="as in the file",
+            "Empty: as long as the answer in the file.", placeholder="as in file",
         )  # fmt: skip
     if path is None:
         return None
@@ -136,7 +136,7 @@ def workload_words(workload: Workload) -> str:
             f"{workload.num_prompts:,} prompts with {workload.num_prefixes:,} prefixes, "
             f"{workload.prefix_len:,} + {workload.suffix_len:,} tokens in, {workload.output_len:,} out"
         )
-    rows = "all" if workload.num_prompts is None else f"{workload.num_prompts:,}"
+    rows = "all" if workload.num_prompts is None else f"up to {workload.num_prompts:,}"
     out = "" if workload.output_len is None else f", {workload.output_len:,} tokens out"
     if isinstance(workload, ConversationWorkload):
         return f"{rows} conversations of {bench_files.name_of(workload.path)}{out}"
