@@ -128,7 +128,7 @@ def benchmark(page: Page, folder: Path, url: str) -> None:
     page.get_by_test_id("stSidebar").get_by_role("button", name="Unload").wait_for(timeout=WAIT_MS)
     pick(page, "Serving")
     for label, value in (("Prompts", "32"), ("Tokens in", "64"), ("Tokens out", "32")):
-        page.get_by_label(label, exact=True).fill(value)
+        page.get_by_role("spinbutton", name=label, exact=True).fill(value)
         page.keyboard.press("Enter")
         settle(page)
     pick(page, "Sweep to the knee")
