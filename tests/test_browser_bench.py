@@ -74,7 +74,7 @@ def test_a_sweep_is_watched_by_two_and_looked_at(page: Page, browser, app):
     second.goto("/benchmark")
     expect(second.get_by_text("measuring", exact=True)).to_be_visible()
     other.close()
-    menu = page.get_by_test_id("stSidebarNav")
+    menu = page.get_by_test_id("stSidebar")
     menu.get_by_role("link", name="Models").click()  # it goes on while nobody looks
     expect(page.get_by_role("heading", name="Models")).to_be_visible()
     menu.get_by_role("link", name="Benchmark").click()

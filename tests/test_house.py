@@ -46,6 +46,7 @@ HEAVY = {
 PURE = {
     "core/bench/metrics.py",
     "core/bench/knee.py",
+    "core/bench/outlook.py",
     "core/bench/arrivals.py",
     "core/bench/words.py",
     "core/bench/roofline.py",

@@ -1,4 +1,4 @@
-"""A benchmark's specification as the `python -m core bench` line that measures the same.  (pure)"""
+"""A benchmark's specification as the `python -m core bench` line that measures the same."""
 
 from __future__ import annotations
 
