@@ -8,6 +8,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from api_serving import serving
 from small_adapters import ANSWERS, made_for_tests
 
 from core.adapters.registry import Adapters
@@ -154,6 +155,39 @@ def test_a_rank_that_the_engine_has_no_room_for_is_told(lora, made, tmp_path):
     (large / "adapter_config.json").write_text(json.dumps({**config, "r": 16}))
     (refused,) = lora.run(ask(lora.engine, [("Hello", LoraAdapter("large", str(large), 40))]))
     assert "has rank 16; the model was loaded for ranks up to 8" in str(refused)
+
+
+def test_an_adapter_registered_while_the_api_serves_is_a_model_of_it_until_it_is_removed(
+    lora, made, tmp_path
+):
+    store = Store(lora.settings.catalogue_path)
+    adapters = Adapters(lora.settings, store)
+    broken = tmp_path / "broken"
+    shutil.copytree(made["pirate"], broken)
+    with serving(lora) as (_server, client):
+
+        def ask_for(model):
+            body = {"model": model, "messages": [{"role": "user", "content": QUESTIONS[0]}], **GREEDY}
+            return client.post("/v1/chat/completions", json=body)
+
+        assert ask_for("sailor").status_code == 404
+        adapters.add("sailor", made["pirate"])
+        adapters.add("clerk", made["formal"])
+        adapters.add("broken", broken)
+        weights = broken / "adapter_model.safetensors"
+        weights.write_bytes(weights.read_bytes()[:-1000])
+        names = [one["id"] for one in client.get("/v1/models").json()["data"]]
+        assert {"sailor", "clerk"} < set(names)
+        answers = {name: ask_for(name).json() for name in ("sailor", "clerk", names[0])}
+        texts = {name: answer["choices"][0]["message"]["content"] for name, answer in answers.items()}
+        assert texts["sailor"].startswith("Ahoy") and texts["clerk"].startswith("Dear Sir")
+        assert not texts[names[0]].startswith(("Ahoy", "Dear")) and answers["clerk"]["model"] == "clerk"
+        damaged = ask_for("broken")
+        assert damaged.status_code == 400 and "damaged" in damaged.json()["error"]["message"]
+        adapters.remove("sailor")
+        assert ask_for("sailor").status_code == 404
+        assert ask_for("clerk").status_code == 200
+    store.close()
 
 
 def test_an_engine_without_lora_says_what_to_do(engine_runtime, made):

@@ -16,7 +16,7 @@ from core.api.incoming import as_http_error
 from core.api.models import ModelNames
 from core.api.openai_errors import RETRY_LATER, HttpError
 from core.engines.base import Engine
-from core.errors import EngineNotReady, WorkbenchError
+from core.errors import EngineError, EngineNotReady, WorkbenchError
 from core.runtime import Runtime
 
 if TYPE_CHECKING:
@@ -63,7 +63,8 @@ class ApiApp:
     async def _answer(self, scope: Scope, receive: Receive, send: Send) -> None:
         path = scope["path"]
         if path == "/health":
-            await self._health()(scope, receive, send)
+            response = await self._health()
+            await response(scope, receive, send)
             return
         for route in self._routes:
             match, child_scope = route.matches(scope)
@@ -76,11 +77,14 @@ class ApiApp:
             raise HttpError(404, f"There is nothing at {path[:100]}.", code="not_found")
         await self._pass_on(scope, receive, send)
 
-    def _health(self) -> JSONResponse:
-        phase = self._runtime.status().phase
-        if phase == "ready":
-            return JSONResponse({"status": "ok"})
-        return JSONResponse({"status": phase}, 503, RETRY_LATER)
+    async def _health(self) -> JSONResponse:
+        try:
+            await self._runtime.engine.check()
+        except EngineError:
+            phase = self._runtime.status().phase
+            # in the moment in which it died nobody else knows it yet
+            return JSONResponse({"status": "dead" if phase == "ready" else phase}, 503, RETRY_LATER)
+        return JSONResponse({"status": "ok"})
 
     async def _pass_on(self, scope: Scope, receive: Receive, send: Send) -> None:
         engine = self._runtime.engine
@@ -118,6 +122,8 @@ class ApiApp:
             return _first(message, receive)  # vLLM says what is wrong with it
         if isinstance(body, Mapping):
             _check_amounts(body)
+            if not vllm.knows_tools:
+                _check_tools(body)
             asked = await self._names.resolve_body(scope["path"], body)
             call = live.current()
             call.model = asked.get("model") or vllm.engine.info.model
@@ -137,6 +143,16 @@ def _check_amounts(body: Mapping[str, Any]) -> None:
         value = body.get(name)
         if isinstance(value, int) and not 0 <= value <= most:
             raise HttpError(400, f"{name} is {value}; this server gives {most} at most.", param=name)
+
+
+def _check_tools(body: Mapping[str, Any]) -> None:
+    """For a model that would never hear of them."""
+    if body.get("tools") and body.get("tool_choice") in (None, "auto"):
+        raise HttpError(
+            400,
+            "This model's chat template knows no tools, so it can't choose one. Name one in tool_choice.",
+            param="tool_choice",
+        )
 
 
 def _is_vllm(engine: Engine) -> bool:

@@ -31,11 +31,12 @@ _ANY_PARSER = "hermes"
 
 
 class VllmApp:
-    """`app` answers for `engine` until that is closed."""
+    """`app` answers for `engine` until that is closed. `knows_tools`: the model can choose a tool itself."""
 
     def __init__(self, engine: VllmEngine, app: Any) -> None:
         self.engine = engine
         self.app = app
+        self.knows_tools = _tool_parser(engine.chat_template) is not None
 
     def know(self, adapter: LoraAdapter) -> None:
         """Let requests name this adapter as their model."""
@@ -66,10 +67,9 @@ def _build(engine: VllmEngine, proxy: EngineProxy, tasks: Any) -> Any:
 
     asked = ["--model", str(proxy.model_config.model), "--served-model-name", engine.info.model]
     asked += ["--enable-prompt-tokens-details", "--disable-fastapi-docs"]
-    parser = _tool_parser(engine.chat_template or "")
-    # a tool that the request names is called by any model, as structured output; vLLM wants a parser set
-    asked += ["--tool-call-parser", parser or _ANY_PARSER]
-    asked += ["--enable-auto-tool-choice"] if parser else []
+    # a tool that the request names is called by any model, as structured output; vLLM wants a parser for it
+    parser = _tool_parser(engine.chat_template) or _ANY_PARSER
+    asked += ["--enable-auto-tool-choice", "--tool-call-parser", parser]
     arguments = make_arg_parser(FlexibleArgumentParser()).parse_args(asked)
     arguments.allowed_origins = []  # no page of another site; the gate sees to that
     validate_parsed_serve_args(arguments)
@@ -96,9 +96,9 @@ async def _on_no_route(request: Any, error: HTTPException) -> Any:
     return HttpError(error.status_code, f"This model has no {request.url.path}.", code="not_found").response
 
 
-def _tool_parser(template: str) -> str | None:
+def _tool_parser(template: str | None) -> str | None:
     """The parser for tool calls as the model's chat template writes them; None: it knows no tools."""
-    if "tools" not in template:
+    if template is None or "tools" not in template:
         return None
     return next((parser for sign, parser in _TOOL_PARSERS if sign in template), None)
 
