@@ -168,7 +168,7 @@ def test_prompts_that_are_read_meanwhile_cost_their_least_time():
         ((RequestRecord(input_len=5, output_len=0, start_s=0, error="No."),), "weren't kept"),
         ((answer(0, 0.1, 0.1, 1),), "can't be told"),
         ((RequestRecord(input_len=5, output_len=9, start_s=0, e2el_s=2.0),), "can't be told"),
-        ((answer(0, 0.1, 0.1, 3), answer(0.1, 0.2, 0.1, 3, input_len=10_000)), "measured slower"),
+        ((answer(0, 0.1, 0.1, 3), answer(0.1, 0.2, 0.1, 3, input_len=10_000)), "longer answers"),
     ],
 )
 def test_what_cannot_be_told_says_why(records, words):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import plotly.graph_objects as go
 import streamlit as st
 
@@ -73,7 +75,11 @@ def chart(limit: Limit, found: Reached, others: list[Reached]) -> go.Figure:
     figure.update_layout(
         height=_HEIGHT,
         margin={"l": 10, "r": 16, "t": 28, "b": 10},
-        xaxis={"title": "Requests of a step", "type": "log"},
+        xaxis={
+            "title": "Requests of a step",
+            "type": "log",
+            "tickvals": [2**power for power in range(math.ceil(math.log2(2 * most)) + 1)],
+        },
         yaxis={"title": "Tokens/s while decoding", "rangemode": "tozero", "tickformat": ","},
         legend={"orientation": "h", "y": 1.02, "yanchor": "bottom", "x": 0},
     )
