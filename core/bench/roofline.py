@@ -9,8 +9,9 @@ Multicore Architectures', Communications of the ACM 52(4), 2009): work that move
 
 Reading prompts computes the same of each of their tokens, the output's matrix once a prompt. Left out,
 because a perfect engine needs none of it: activations, sampling, scheduling, traffic between devices,
-and weights that are read again for each part of a long prompt. So 100% is out of reach; from 70 to 90%
-is what good kernels come to. A model that fits the processor's own caches may come out above 100%.
+and weights that are read again for each part of a long prompt. So 100% is out of reach, and a small
+model, whose steps are many small pieces of work, stays further away. One that fits the processor's own
+caches may come out above 100%.
 """
 
 from __future__ import annotations
