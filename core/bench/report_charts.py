@@ -14,7 +14,7 @@ import numpy as np
 from markupsafe import Markup
 
 _WIDTH, _HEIGHT = 640, 240
-_LEFT, _RIGHT, _TOP, _BOTTOM = 64, 16, 14, 44
+_LEFT, _RIGHT, _TOP, _BOTTOM = 64, 16, 24, 44
 _FLOOR = _HEIGHT - _BOTTOM
 _ROW = 34
 _MOST_PLACES = 600  # across 560 pixels more can't be seen
