@@ -19,7 +19,9 @@ import pytest
 from engine_contract import ENGINES, REAL, Subject
 
 from core import sampling
-from core.errors import EngineDied, RequestRejected, TemplateError
+from core.bench import workloads
+from core.bench.spec import BenchSpec, RandomWorkload
+from core.errors import EngineDied, ParameterError, RequestRejected, TemplateError
 from core.types import ChatPrompt, Completion, Delta, Feature, LoraAdapter, Message, Request
 
 _ids = itertools.count()
@@ -267,6 +269,23 @@ def test_tokens_are_the_model_s_own(subject: Subject) -> None:
     if able(subject, "completion"):
         by_text = complete(subject, TEXT, temperature=0, max_tokens=6)
         assert by_text.text == by_ids.text
+
+
+def test_a_benchmark_s_random_prompts_are_as_long_as_asked_for(subject: Subject) -> None:
+    engine = subject.engine
+    workload = RandomWorkload(num_prompts=2, input_len=33, output_len=3)
+    spec = BenchSpec(kind="throughput", workload=workload)
+    if not able(subject, "tokens"):
+        with pytest.raises(ParameterError, match=re.escape(engine.info.cannot["tokens"])):
+            workloads.plan(spec, engine)
+        return
+    planned = workloads.plan(spec, engine)
+    assert not any(piece.special for request in planned for piece in engine.pieces(request.token_ids))
+    size = engine.info.vocabulary_size
+    for request in planned:
+        assert size is None or max(request.token_ids) < size
+        answer = complete(subject, request.token_ids, max_tokens=3)
+        assert answer.prompt_tokens == 33
 
 
 def test_a_chat_is_rendered_as_the_model_wants_it(subject: Subject) -> None:
