@@ -62,7 +62,8 @@ def _row(view: BenchView) -> None:
         with name.container(gap=None):
             st.markdown(f"**{plain_text(view.name)}**{state_badge(view)}{baseline}")
             words = [KINDS.get(view.kind, view.kind)]
-            words += [asked_words(view)] if view.spec else ["imported"]
+            words += [asked_words(view)] if view.spec else []
+            words += ["imported"] if view.source else []
             words += [_GROUPS[start] for start in _GROUPS if view.spec and view.spec.group.startswith(start)]
             words.append(view.created_at.astimezone().strftime("%d %b, %H:%M"))
             st.caption(plain_text(" · ".join(words)))
