@@ -14,6 +14,7 @@ from pages.parts.markdown import plain_text
 _POLL_S = 1.0
 _WINDOW_S = 3.0
 _LOOKED_AT = 20
+_FIGURE_PIXELS = 132
 _CONFIG = {"displayModeBar": False}
 
 
@@ -66,7 +67,7 @@ def _progress(progress: Progress) -> None:
         ("Waiting", f"{now.waiting:,}" if now else "–", "Requests that wait in the engine."),
         ("Since", duration(float(int(progress.elapsed_s))), "Since this point began."),
     )
-    for place, (title, words, help) in zip(metric_cells(len(cells)), cells, strict=True):
+    for place, (title, words, help) in zip(metric_cells(len(cells), _FIGURE_PIXELS), cells, strict=True):
         place.metric(title, words, help=help)
     if len(samples) > 1:
         st.caption("Output tokens/s over time")
