@@ -139,6 +139,7 @@ def benchmark(page: Page, folder: Path, url: str) -> None:
     shoot(page, folder, "benchmark-running")
     page.get_by_role("button", name="See the result").click(timeout=WAIT_MS)
     page.locator(".js-plotly-plot").nth(1).wait_for(timeout=WAIT_MS)
+    page.get_by_text("Look at one of").scroll_into_view_if_needed()
     shoot(page, folder, "benchmark")
     pick(page, "Latencies")
     page.locator(".js-plotly-plot").nth(4).scroll_into_view_if_needed()
