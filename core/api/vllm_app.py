@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+import logging
 from collections.abc import AsyncIterator
 from types import SimpleNamespace
 from typing import Any
@@ -27,16 +28,19 @@ _TOOL_PARSERS = (
     ("[TOOL_CALLS]", "mistral"),
     ("<|tool_call|>", "granite"),
 )
-_ANY_PARSER = "hermes"
+# for a tool that the request names, which any model calls, as structured output: not every parser of vLLM's
+# leaves the arguments' schema to that, and it refuses to do so without a parser
+_ANY_PARSER = "granite"
+_log = logging.getLogger(__name__)
 
 
 class VllmApp:
     """`app` answers for `engine` until that is closed. `knows_tools`: the model can choose a tool itself."""
 
-    def __init__(self, engine: VllmEngine, app: Any) -> None:
+    def __init__(self, engine: VllmEngine, app: Any, *, knows_tools: bool) -> None:
         self.engine = engine
         self.app = app
-        self.knows_tools = _tool_parser(engine.chat_template) is not None
+        self.knows_tools = knows_tools
 
     def know(self, adapter: LoraAdapter) -> None:
         """Let requests name this adapter as their model."""
@@ -51,10 +55,24 @@ async def make(engine: VllmEngine, slots: Slots) -> VllmApp:
     """Build it, in a thread: half a second of imports and tokenizers, in which no chat would go on."""
     proxy = EngineProxy(engine, slots)
     tasks = await proxy.get_supported_tasks()
-    return VllmApp(engine, await asyncio.to_thread(_build, engine, proxy, tasks))
+    return await asyncio.to_thread(_build, engine, proxy, tasks)
 
 
-def _build(engine: VllmEngine, proxy: EngineProxy, tasks: Any) -> Any:
+def _build(engine: VllmEngine, proxy: EngineProxy, tasks: Any) -> VllmApp:
+    parser = _tool_parser(engine.chat_template)
+    if parser is not None:
+        try:
+            return VllmApp(engine, _assembled(engine, proxy, tasks, parser), knows_tools=True)
+        except (
+            TypeError,
+            ValueError,
+            RuntimeError,
+        ) as error:  # its tokenizer lacks what the parser looks for
+            _log.warning("%s can't choose tools by itself: %s", engine.info.model, error)
+    return VllmApp(engine, _assembled(engine, proxy, tasks, _ANY_PARSER), knows_tools=False)
+
+
+def _assembled(engine: VllmEngine, proxy: EngineProxy, tasks: Any, tool_parser: str) -> Any:
     try:
         from vllm.entrypoints.launchers.api_server.app_state import init_app_state
         from vllm.entrypoints.launchers.app import build_app
@@ -67,9 +85,7 @@ def _build(engine: VllmEngine, proxy: EngineProxy, tasks: Any) -> Any:
 
     asked = ["--model", str(proxy.model_config.model), "--served-model-name", engine.info.model]
     asked += ["--enable-prompt-tokens-details", "--disable-fastapi-docs"]
-    # a tool that the request names is called by any model, as structured output; vLLM wants a parser for it
-    parser = _tool_parser(engine.chat_template) or _ANY_PARSER
-    asked += ["--enable-auto-tool-choice", "--tool-call-parser", parser]
+    asked += ["--enable-auto-tool-choice", "--tool-call-parser", tool_parser]
     arguments = make_arg_parser(FlexibleArgumentParser()).parse_args(asked)
     arguments.allowed_origins = []  # no page of another site; the gate sees to that
     validate_parsed_serve_args(arguments)
