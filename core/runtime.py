@@ -37,6 +37,8 @@ T = TypeVar("T")
 _TICK_S = 0.2
 _SAMPLE_S = 1.0
 _UNLOAD_GRACE_S = 20.0
+_HEAVY_LOAD_S = 1.0
+"""An engine that loads sooner holds nothing, and gives nothing back."""
 
 
 class _Superseded(Exception):
@@ -284,6 +286,8 @@ class Runtime:
                 self._report(generation, f"Trying again: {failure.message}")
                 await self._pause(generation, delay)
         self._held = engine
+        if engine.info.load_s >= _HEAVY_LOAD_S:
+            await self._loop.in_thread(memory.settle)
         await self._loop.in_thread(lambda: self._memory.add("load", engine.info.model, before))
         try:
             self._enter(generation, State("ready", time.monotonic(), spec=spec, engine=engine))
@@ -313,7 +317,7 @@ class Runtime:
             info = engine.info
             await engine.close()
             del engine  # its tokenizer alone is 50 MB
-            if info.load_s >= 1:  # an engine that holds nothing gives nothing back
+            if info.load_s >= _HEAVY_LOAD_S:
                 await self._loop.in_thread(memory.give_back)
             await self._loop.in_thread(lambda: self._memory.add("unload", info.model, before))
 
