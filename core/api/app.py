@@ -79,11 +79,15 @@ class ApiApp:
 
     async def _health(self) -> JSONResponse:
         try:
-            await self._runtime.engine.check()
+            engine = self._runtime.engine
+            await engine.check()
         except EngineError:
             phase = self._runtime.status().phase
             # in the moment in which it died nobody else knows it yet
             return JSONResponse({"status": "dead" if phase == "ready" else phase}, 503, RETRY_LATER)
+        if _is_vllm(engine) and (self._vllm is None or self._vllm.engine is not engine):
+            # some seconds, for which the first requests would wait
+            return JSONResponse({"status": "starting"}, 503, RETRY_LATER)
         return JSONResponse({"status": "ok"})
 
     async def _pass_on(self, scope: Scope, receive: Receive, send: Send) -> None:
