@@ -9,7 +9,7 @@ from typing import Annotated, Any
 import typer
 
 from core import cli_bench_asked as asked_for
-from core import cli_bench_compare, cli_engine, sampling
+from core import cli_engine, sampling
 from core.bench.records import BenchView
 from core.bench.spec import BenchSpec
 from core.bench.words import summary_words
@@ -375,6 +375,3 @@ def _figures(view: BenchView) -> dict[str, Any]:
             for point in view.points
         ],
     }
-
-
-cli_bench_compare.add_to(app)

@@ -16,7 +16,7 @@ from types import SimpleNamespace
 import pynvml
 import pytest
 
-from core.bench import files, telemetry, workloads
+from core.bench import files, knee, telemetry, workloads
 from core.bench.runner import Benchmarks
 from core.bench.spec import BenchSpec, Load, RandomWorkload, SharedPrefixWorkload, Sweep
 from core.engines.scripted import ScriptedEngine
@@ -181,6 +181,15 @@ def test_a_sweep_ends_at_the_knee(benchmarks, monkeypatch):
     sweep = Sweep(over="max_concurrency", start=1, factor=2, least_gain=0.2, most_points=9)
     view = done(benchmarks, spec(workload=workload, sweep=sweep, num_warmups=0))
     assert [point.load.max_concurrency for point in view.points] == [1, 2, 4]
+
+
+def test_a_sweep_ends_when_all_requests_are_in_flight(benchmarks, monkeypatch):
+    """With 6 prompts, "16 at once" was "8 at once" again, and the knee came out wherever noise put it."""
+    monkeypatch.setattr(knee, "knee", lambda points, least_gain: None)  # as if each step brought more
+    workload = RandomWorkload(num_prompts=6, input_len=20, output_len=4)
+    sweep = Sweep(over="max_concurrency", start=2, factor=2, most_points=5)
+    view = done(benchmarks, spec(workload=workload, sweep=sweep, num_warmups=0))
+    assert [point.load.max_concurrency for point in view.points] == [2, 4, 8]
 
 
 def test_a_stop_keeps_what_was_answered(benchmarks):

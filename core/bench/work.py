@@ -183,9 +183,18 @@ def _loads(spec: BenchSpec, measured: list[PointSummary]) -> Iterator[Load | Non
         yield from spec.loads
     else:
         step, like = 0, spec.loads[0] if spec.loads else None
-        while knee.goes_on(knee.load_points(measured, spec.sweep.over), spec.sweep):
+        over = spec.sweep.over
+        while knee.goes_on(knee.load_points(measured, over), spec.sweep) and not _has_all(measured, over):
             yield knee.swept_load(spec.sweep, step, like)
             step += 1
+
+
+def _has_all(measured: list[PointSummary], over: str) -> bool:
+    """Whether the last load had every request in flight: a higher bound would be the same load again."""
+    if over != "max_concurrency" or not measured:
+        return False
+    load, result = measured[-1].load, measured[-1].result
+    return load.max_concurrency >= result["completed"] + result["failed"]
 
 
 def _repeat(spec: BenchSpec, repeat: int) -> str:
