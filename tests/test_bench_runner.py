@@ -102,8 +102,8 @@ def test_a_place_under_the_concurrency_is_waited_for_outside_the_latencies(bench
 def test_requests_are_sent_when_the_rate_says(benchmarks):
     view = done(benchmarks, spec(loads=(Load(request_rate=40, arrivals="constant"),), num_warmups=0))
     starts = [record.start_s for record in benchmarks.point(view.benchmark_id, 0).records]
-    # never before its time; a busy machine may be late
-    assert all(start >= number / 40 - 0.001 for number, start in enumerate(starts, 1))
+    # never before its time, but for the loop's clock, which counts in ms; a busy machine may be late
+    assert all(start >= number / 40 - 0.003 for number, start in enumerate(starts, 1))
 
 
 def test_latency_times_whole_batches(benchmarks):
