@@ -15,10 +15,13 @@ from pages.parts.markdown import plain_text
 
 _WAYS_IN = (
     ("Chat", "pages/chat.py", ":material/chat:", "Talk with the model, with your own parameters."),
-    ("Compare", "pages/compare.py", ":material/compare:", "One prompt, two to four parameter sets."),
+    ("Compare", "pages/compare.py", ":material/compare:", "Prompts under parameter sets, side by side."),
     ("Batch", "pages/batch.py", ":material/table_rows:", "A file of prompts in, a table of answers out."),
     ("Models", "pages/models.py", ":material/deployed_code:", "Get models, see what fits, load another one."),
+    ("Benchmark", "pages/benchmark.py", ":material/speed:", "How fast is it, and how fast could it be?"),
+    ("API", "pages/api.py", ":material/api:", "The same model for programs, as OpenAI's API."),
 )  # fmt: skip
+_WAYS_A_ROW = 3
 _STATES = {
     "finished": ":green-badge[finished]",
     "running": ":blue-badge[running]",
@@ -37,10 +40,12 @@ def _machine() -> machine.Machine:
 
 def _ways_in() -> None:
     there = [way for way in _WAYS_IN if session.page_exists(way[1])]
-    for cell, (title, page, icon, words) in zip(st.columns(len(there)), there, strict=True):
-        with cell.container(border=True, height="stretch"):
-            st.page_link(page, label=f"**{title}**", icon=icon)
-            st.caption(words)
+    for start in range(0, len(there), _WAYS_A_ROW):
+        for cell, way in zip(st.columns(_WAYS_A_ROW), there[start : start + _WAYS_A_ROW], strict=False):
+            title, page, icon, words = way
+            with cell.container(border=True, height="stretch"):
+                st.page_link(page, label=f"**{title}**", icon=icon)
+                st.caption(words)
 
 
 def _what_is_missing(status: EngineStatus, here: machine.Machine) -> None:

@@ -85,6 +85,7 @@ def _model(view: BenchView) -> str:
 
 
 def _engine(view: BenchView) -> str:
-    """vllm 0.32.0."""
-    words = (view.environment.get("engine"), view.environment.get("engine_version"))
-    return " ".join(str(word) for word in words if word)
+    """vllm 0.32.0. Some engines have their name in what they call their version."""
+    engine, version = (str(view.environment.get(name) or "") for name in ("engine", "engine_version"))
+    letters = version.replace("-", "").replace(".", "").lower()
+    return version if engine and letters.startswith(engine) else f"{engine} {version}".strip()
