@@ -121,7 +121,7 @@ SETTINGS: tuple[Setting, ...] = (
         name="max_num_seqs", title="Requests at once", kind="int", group="main", minimum=1, maximum=16384,
         automatic="256 on a CPU; 256, 504 or 1,024 on a GPU; 8 to 32 of other engines",
         engines=(*LOCAL, "openai"),
-        help="How many requests of a batch the engine works on at the same time; chats have some places more.",
+        help="How many requests of a batch the engine works on at the same time; chats have some more.",
     ),
     Setting(
         name="dtype", title="Number format", kind="text", group="main",

@@ -122,6 +122,23 @@ def test_while_somebody_chats_a_step_takes_one_lot_in_order_and_the_chat_never_w
     talked(steps)
 
 
+def test_programs_and_comparisons_wait_for_chats_only(talked):
+    async def steps(talk):
+        for number in range(40):
+            await talk.send(number, 100)
+        for number in range(30):
+            await talk.send(f"program {number}", 100, Priority.API + 5)
+        await talk.send("comparison", 100, Priority.COMPARE)
+        assert talk.entered[20:] == [*(f"program {number}" for number in range(30)), "comparison"]
+        await talk.send("chat", 10, Priority.CHAT)
+        await talk.send("late", 100, Priority.API)
+        assert talk.entered[-1] == "chat"
+        await talk.step()
+        assert talk.entered[-1] == "late"
+
+    talked(steps)
+
+
 def test_who_is_more_urgent_than_a_batch_enters_before_its_rows_that_wait(talked):
     async def steps(talk):
         await talk.send("chat", 10, Priority.CHAT)

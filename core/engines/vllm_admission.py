@@ -74,12 +74,16 @@ class Admission:
 
     @contextlib.asynccontextmanager
     async def entering(self, priority: int, tokens: int) -> AsyncIterator[None]:
-        """Wait until a request with a prompt of `tokens` may be sent, and hold while it is answered."""
+        """Wait until a request with a prompt of `tokens` may be sent, and hold while it is answered.
+
+        Programs and comparisons wait for chats only: somebody waits for them, and a loop that is busy
+        with their streams hears of the engine's steps too late to keep it supplied.
+        """
         is_chat = priority <= Priority.CHAT
         if is_chat:
             self._chats += 1
             self._left = min(self._left, self.chat_tokens)
-        elif self.chat_tokens:
+        elif self.chat_tokens and (priority >= Priority.BATCH or self._is_paced):
             await self._wait(priority, round(tokens * (1 - self._cached_share())))
         self._inside += 1
         try:
