@@ -55,6 +55,21 @@ def turn(who: str, words: int, word: str = "word") -> dict[str, str]:
     return {"from": who, "value": " ".join([word] * words)}
 
 
+@pytest.mark.parametrize(
+    "workload",
+    [
+        RandomWorkload(num_prompts=10_000, input_len=10**9),
+        RandomWorkload(num_prompts=10_000, prefix_len=10**12),
+        SharedPrefixWorkload(num_prompts=10_000, suffix_len=10**12),
+    ],
+    ids=["input_len", "prefix_len", "suffix_len"],
+)
+def test_what_does_not_fit_is_refused_before_it_is_drawn(engine, workload):
+    """A zero too many took a minute and gigabytes before it was refused; this many would end the process."""
+    with pytest.raises(ParameterError, match="don't fit: the context holds"):
+        workloads.plan(spec_of(workload), engine)
+
+
 class TestRandom:
     def test_lengths_are_exact(self, engine):
         planned = workloads.plan(spec_of(RandomWorkload(num_prompts=20, input_len=33, output_len=7)), engine)

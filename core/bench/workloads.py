@@ -129,10 +129,13 @@ def _random(workload: RandomWorkload, engine: Engine, rng: np.random.Generator) 
     There a prompt is a run of consecutive ids from a random one on: two that begin at the same id
     share their prefix, and its tokens then come from the prefix cache.
     """
+    _check_room(workload.prefix_len, 1, engine.info)  # before it is drawn: somebody may have slipped a zero
     pool = token_pool(engine)
     prefix = _draw(pool, workload.prefix_len, rng)
     inputs = _lengths(workload.input_len, workload.range_ratio, workload.num_prompts, rng)
     outputs = _lengths(workload.output_len, workload.range_ratio, workload.num_prompts, rng)
+    longest, output = max(zip(inputs, outputs, strict=True), key=sum)
+    _check_room(len(prefix) + longest, output, engine.info)
     group = 0 if prefix else None
     return [
         PlannedRequest(token_ids=prefix + _draw(pool, length, rng), output_len=output, group=group)
@@ -149,6 +152,7 @@ def _shared_prefix(
             f"{workload.num_prefixes:,} prefixes can't be shared by {workload.num_prompts:,} prompts.",
             hint="Ask for more prompts, or fewer prefixes.",
         )
+    _check_room(workload.prefix_len + workload.suffix_len, workload.output_len, engine.info)
     pool = token_pool(engine)
     prefixes = [_draw(pool, workload.prefix_len, rng) for _ in range(workload.num_prefixes)]
     groups = rng.permutation(np.arange(workload.num_prompts) % workload.num_prefixes)
@@ -307,7 +311,10 @@ def _free_length(spec: BenchSpec) -> int:
 def _check_fit(planned: Sequence[PlannedRequest], info: EngineInfo) -> None:
     """Raise ParameterError where a prompt and its answer are longer than the context."""
     longest = max(planned, key=lambda request: len(request.token_ids) + (request.output_len or 1))
-    tokens, output = len(longest.token_ids), longest.output_len or 1
+    _check_room(len(longest.token_ids), longest.output_len or 1, info)
+
+
+def _check_room(tokens: int, output: int, info: EngineInfo) -> None:
     if tokens + output > info.max_model_len:
         raise ParameterError(
             f"{tokens:,} prompt tokens and {output:,} output tokens don't fit: the context holds "
