@@ -72,7 +72,8 @@ async def _start(engine: Any, model: str, name: str, port: int) -> tuple[Any, as
     except BaseException:
         socket.close()
         raise
-    server = Server(uvicorn.Config(app, log_level="warning", access_log=False, timeout_graceful_shutdown=1))
+    # no log_config: setting one up closes the log of everybody's engine
+    server = Server(uvicorn.Config(app, log_config=None, access_log=False, timeout_graceful_shutdown=1))
     app.state.server = server
     task = asyncio.create_task(server.serve(sockets=[socket]))
     while not server.started:

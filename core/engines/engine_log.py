@@ -72,7 +72,7 @@ class EngineLog:
         return {"VLLM_LOGGING_CONFIG_PATH": str(config_path), LOG_PATH_VARIABLE: str(self.path)}
 
     def attach(self) -> None:
-        """Send here what vLLM logs in this process; again after its import, which sets up its own handler."""
+        """Send here what vLLM logs in this process; again after a start, which sets up its own handlers."""
         logging.config.dictConfig(self._config(f"{LogFile.__module__}.{LogFile.__qualname__}"))
 
     def _config(self, handler: str) -> dict[str, Any]:

@@ -96,7 +96,6 @@ def load(
     model = locate(spec, settings, report)
     report("Importing vLLM")
     import_vllm()
-    log.attach()
     facts = read_facts(model, spec)
     tokenizer = Tokenizer(model.name, model.folder, trust_remote_code=spec.trust_remote_code)
     device = find_device(spec)
@@ -110,6 +109,7 @@ def load(
     except Exception as error:
         log.poll()
         raise explain(error, model, log.lines) from error
+    log.attach()
     sys.setswitchinterval(_SWITCH_INTERVAL_S)
     guard.adopt()
     loaded = VllmEngine(
