@@ -8,10 +8,11 @@ import subprocess
 import sys
 import time
 import urllib.request
+from collections.abc import Iterator
 from pathlib import Path
 
 import psutil
-from playwright.sync_api import Page, expect
+from playwright.sync_api import Browser, Page, expect
 
 ROOT = Path(__file__).parents[1]
 
@@ -88,3 +89,18 @@ def _wait_until_served(address, process):
         except OSError:
             time.sleep(0.2)
     raise AssertionError("the app did not come up")
+
+
+@contextlib.contextmanager
+def watched(browser: Browser, address: str, path: str) -> Iterator[Page]:
+    """A page of the workbench. What it asks of other servers, and its errors, fail the test."""
+    context = browser.new_context(base_url=address, viewport={"width": 1280, "height": 900})
+    page = context.new_page()
+    page.set_default_timeout(30_000)
+    problems: list[str] = []
+    page.on("pageerror", lambda error: problems.append(str(error)))
+    page.on("request", lambda request: address in request.url or problems.append(request.url))
+    page.goto(path)
+    yield page
+    context.close()
+    assert not [problem for problem in problems if not problem.startswith(("data:", "blob:", "ws"))]

@@ -6,7 +6,7 @@ import re
 
 import pytest
 from playwright.sync_api import Page, expect
-from served import served, settle, unfold
+from served import served, settle, unfold, watched
 
 pytestmark = pytest.mark.browser
 
@@ -21,18 +21,9 @@ def app(tmp_path_factory):
 
 @pytest.fixture
 def page(browser, app):
-    """The benchmark page. What it asks of other servers, and its errors, fail the test."""
-    context = browser.new_context(base_url=app, viewport={"width": 1280, "height": 900})
-    page = context.new_page()
-    page.set_default_timeout(30_000)
-    problems = []
-    page.on("pageerror", lambda error: problems.append(str(error)))
-    page.on("request", lambda request: app in request.url or problems.append(request.url))
-    page.goto("/benchmark")
-    expect(page.get_by_role("button", name="Start")).to_be_visible()
-    yield page
-    context.close()
-    assert not [problem for problem in problems if not problem.startswith(("data:", "blob:", "ws"))]
+    with watched(browser, app, "/benchmark") as page:
+        expect(page.get_by_role("button", name="Start")).to_be_visible()
+        yield page
 
 
 def pick(page: Page, name: str):

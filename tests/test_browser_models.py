@@ -4,7 +4,7 @@ import re
 
 import pytest
 from playwright.sync_api import Page, expect
-from served import served
+from served import served, watched
 
 pytestmark = pytest.mark.browser
 
@@ -23,18 +23,9 @@ def app(tmp_path_factory):
 
 @pytest.fixture
 def page(browser, app):
-    """The models page. What it asks of other servers, and its errors, fail the test."""
-    context = browser.new_context(base_url=app, viewport={"width": 1280, "height": 900})
-    page = context.new_page()
-    page.set_default_timeout(30_000)
-    problems = []
-    page.on("pageerror", lambda error: problems.append(str(error)))
-    page.on("request", lambda request: app in request.url or problems.append(request.url))
-    page.goto("/models")
-    expect(page.get_by_text(re.compile(r"models? here,"))).to_be_visible()
-    yield page
-    context.close()
-    assert not [problem for problem in problems if not problem.startswith(("data:", "blob:", "ws"))]
+    with watched(browser, app, "/models") as page:
+        expect(page.get_by_text(re.compile(r"models? here,"))).to_be_visible()
+        yield page
 
 
 def keyed(page: Page, key: str):
