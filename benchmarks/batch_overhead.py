@@ -28,7 +28,7 @@ from core import embedded, machine  # noqa: E402
 from core.recipes import Recipe  # noqa: E402
 from core.run_spec import PromptSpec  # noqa: E402
 from core.settings import load_settings  # noqa: E402
-from core.table_types import Column  # noqa: E402
+from core.tables.types import Column  # noqa: E402
 from core.types import Message  # noqa: E402
 
 TEMPLATE = "{{ question }}"

@@ -24,8 +24,9 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-from core import machine, plans  # noqa: E402
+from core import machine  # noqa: E402
 from core.jobs import Jobs  # noqa: E402
+from core.planning import plans  # noqa: E402
 from core.run_spec import Instructions  # noqa: E402
 from core.runtime import Runtime  # noqa: E402
 from core.settings import Settings  # noqa: E402

@@ -22,7 +22,7 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from core.planner import Table, plan_fields, prefix_hits, sort_rows
+from core.planning.planner import Table, plan_fields, prefix_hits, sort_rows
 
 
 def from_csv(path: str) -> Table:

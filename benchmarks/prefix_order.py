@@ -31,7 +31,8 @@ import duckdb
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-from core import machine, plans  # noqa: E402
+from core import machine  # noqa: E402
+from core.planning import plans  # noqa: E402
 
 WORDS = (
     "time", "people", "water", "day", "part", "sound", "work", "place", "year", "thing", "name", "line",

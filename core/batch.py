@@ -20,13 +20,14 @@ from typing import Any
 import duckdb
 from pydantic_core import to_jsonable_python
 
-from core import disk, machine, plans, results, sampling, tables
+from core import disk, machine, results, sampling, tables
 from core.adapters.registry import check_asked, registered
 from core.answering import Answerer
 from core.engines.base import Engine
 from core.errors import EngineDied, RunError, WorkbenchError
 from core.keeper import Keeper
-from core.plans import PlanInfo, plan_run
+from core.planning import plans
+from core.planning.plans import PlanInfo, plan_run
 from core.recipes import Recipe
 from core.requests import Item, Preparer
 from core.results import Counts, Result

@@ -19,7 +19,7 @@ import pyarrow as pa
 from core import openai_batch, structured, tables
 from core.errors import TableError
 from core.run_spec import RunSpec
-from core.table_writers import OPENAI_BATCH
+from core.tables.writers import OPENAI_BATCH
 
 _SQL_TYPES = {"integer": "BIGINT", "number": "DOUBLE", "boolean": "BOOLEAN"}
 _ROWS_A_BATCH = 10_000

@@ -21,8 +21,8 @@ from core import sampling
 from core.asks import Ask, encodable, read_json, read_messages
 from core.errors import ParameterError, TemplateError
 from core.run_spec import BatchLinesSpec, BatchModelSpec
-from core.table_types import Column
-from core.table_writers import whole_file
+from core.tables.types import Column
+from core.tables.writers import whole_file
 
 COLUMNS = ("custom_id", "method", "url", "body")
 ASKED = ("body", "url", "method")

@@ -19,8 +19,8 @@ from core.asks import Ask, encodable, read_messages, read_texts
 from core.errors import ParameterError, TemplateError
 from core.prompts import Template, check_column
 from core.run_spec import PromptSpec
-from core.table_types import Column
-from core.table_writers import jsonable
+from core.tables.types import Column
+from core.tables.writers import jsonable
 from core.types import Message
 
 __all__ = ["Ask", "Recipe", "field_text"]

@@ -17,10 +17,10 @@ from test_adapters import make_adapter, make_base
 from typer.testing import CliRunner
 from waiting import until
 
-from core import cli_adapters
 from core.adapters import merging
 from core.adapters.merging import Merges
 from core.adapters.registry import Adapters
+from core.cli import adapters as cli_adapters
 from core.errors import ModelError
 from core.models.library import Library
 from core.store import Store

@@ -10,9 +10,10 @@ from test_adapters import make_adapter
 from typer.testing import CliRunner
 from waiting import until
 
-from core import cli, revisions
+from core import revisions
 from core.adapters.registry import Adapters
 from core.chat import Chats
+from core.cli import app as cli
 from core.command_line import command_line
 from core.comparing.cell import Place
 from core.comparing.rows import sample_file
@@ -20,8 +21,8 @@ from core.comparing.runner import Comparisons
 from core.comparing.spec import SetSpec, grid, read_spec, to_prompt_spec
 from core.conversations import ChatOptions
 from core.errors import ModelError, ParameterError, TemplateError, UnknownColumn
-from core.forecast import forecast
 from core.jobs import Jobs
+from core.planning.forecast import forecast
 from core.run_spec import Instructions, PromptSpec
 from core.store import Store
 

@@ -5,9 +5,10 @@ import json
 
 import pytest
 
-from core import plans, revisions
+from core import revisions
 from core.errors import ParameterError, RunError, TableError
 from core.jobs import Jobs
+from core.planning import plans
 from core.run_spec import EvaluationSpec, Instructions, OutputSpec, OverflowSpec, PlanSpec
 from core.store import Store
 

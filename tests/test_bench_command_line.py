@@ -7,7 +7,6 @@ import sys
 
 import pytest
 
-from core import cli
 from core.bench.command_line import command_line
 from core.bench.spec import (
     BenchSpec,
@@ -19,6 +18,7 @@ from core.bench.spec import (
     TableWorkload,
 )
 from core.bench.store import BenchStore
+from core.cli import app as cli
 from core.run_spec import ExampleSpec, PromptSpec
 from core.settings import load_settings
 from core.store import Store

@@ -8,12 +8,12 @@ import pytest
 from bench_made import kept, point, record, repeats, subject
 from playwright.sync_api import sync_playwright
 
-from core import cli
 from core.bench import engines, files, report
 from core.bench.differences import compare
 from core.bench.report_charts import Bar, Series, bars, histogram, lines
 from core.bench.spec import BenchSpec, Load, Sweep
 from core.bootstrap import find_browser
+from core.cli import app as cli
 from core.settings import load_settings
 from core.store import Store
 

@@ -10,10 +10,11 @@ from pathlib import Path
 
 import pytest
 
-from core import cli, cli_bench
 from core.bench import files
 from core.bench.command_line import command_line
 from core.bench.spec import BenchSpec, Load, RandomWorkload, SharedPrefixWorkload, Sweep, TableWorkload
+from core.cli import app as cli
+from core.cli import bench as cli_bench
 from core.run_spec import PromptSpec
 
 ROOT = Path(__file__).parents[1]

@@ -10,11 +10,11 @@ from pathlib import Path
 import pytest
 from tuned import by_width
 
-from core import cli
 from core.bench import device_rates
 from core.bench.device_rates import DeviceRates
 from core.bench.records import Point, RequestRecord
 from core.bench.store import BenchStore
+from core.cli import app as cli
 from core.saved_settings import SavedSettings
 from core.settings import load_settings
 from core.store import Store

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from core import cli
+from core.cli import app as cli
 
 ROOT = Path(__file__).parents[1]
 

@@ -6,7 +6,7 @@ import shlex
 import pytest
 from typer.testing import CliRunner
 
-from core import cli
+from core.cli import app as cli
 from core.command_line import command_line
 from core.run_spec import EvaluationSpec, Instructions, OutputSpec, OverflowSpec, PlanSpec
 from core.runs import Run

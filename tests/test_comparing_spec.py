@@ -21,7 +21,7 @@ from core.comparing.spec import (
 from core.errors import ParameterError, TableError, TemplateError, UnknownColumn
 from core.recipes import Recipe
 from core.run_spec import PromptSpec
-from core.table_types import Column
+from core.tables.types import Column
 from core.types import Message
 
 SETS = [{"name": "cold", "params": {"temperature": 0}}, {"name": "warm", "params": {"temperature": "1.2"}}]

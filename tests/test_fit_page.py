@@ -12,7 +12,8 @@ from safetensors.numpy import save
 from streamlit.testing.v1 import AppTest
 from typer.testing import CliRunner
 
-from core import cli, machine
+from core import machine
+from core.cli import app as cli
 from core.errors import ModelError
 from core.hub import repositories
 from core.hub.repositories import RepoFile

@@ -4,10 +4,10 @@ import datetime as dt
 
 import pytest
 
-from core import plans
 from core.errors import RunError
-from core.forecast import EXACT_ROWS, NO_RATE, forecast
 from core.jobs import Jobs
+from core.planning import plans
+from core.planning.forecast import EXACT_ROWS, NO_RATE, forecast
 from core.run_spec import Instructions, OverflowSpec, SessionSpec
 from core.store import Store
 from core.types import Message

@@ -16,7 +16,7 @@ import pytest
 from hub_server import COMMIT, HubServer, Model, only_hub
 from waiting import until
 
-from core import cli_hub
+from core.cli import hub as cli_hub
 from core.errors import HubError, ModelError, WorkbenchError
 from core.hub import permissions, repositories
 from core.hub.downloads import Downloads, DownloadSpec, fetch_now

@@ -11,7 +11,7 @@ from core import openai_batch, tables
 from core.errors import ParameterError, TableError, TemplateError
 from core.recipes import Recipe
 from core.run_spec import PromptSpec
-from core.table_types import Column
+from core.tables.types import Column
 from core.types import Message
 
 CHAT = "/v1/chat/completions"

@@ -14,9 +14,9 @@ from core.chat_templates import fit
 from core.endpoints import secret_name
 from core.engines import openai_client
 from core.errors import EngineDied, EngineLoadError, EngineNotReady, ParameterError, RequestRejected
-from core.forecast import forecast
 from core.inspector import inspect
 from core.jobs import Jobs
+from core.planning.forecast import forecast
 from core.run_spec import Instructions, OverflowSpec
 from core.runtime import Runtime
 from core.secrets import Secrets

@@ -9,10 +9,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from core import planner_table
-from core.planner import Table, plan_fields, prefix_hits, sort_rows
-from core.planner_table import dependencies
-from core.planner_tree import Paths, Policy, Tree, Work
+from core.planning import planner_table
+from core.planning.planner import Table, plan_fields, prefix_hits, sort_rows
+from core.planning.planner_table import dependencies
+from core.planning.planner_tree import Paths, Policy, Tree, Work
 
 GGR = Policy("value", 2, 0)
 

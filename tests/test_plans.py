@@ -8,7 +8,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from core import plans, results, row_sorting, tables
+from core import results, tables
+from core.planning import plans, row_sorting
 from core.run_spec import PlanSpec
 
 DOCUMENTS = [

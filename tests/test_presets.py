@@ -7,7 +7,7 @@ import pytest
 from typer.testing import CliRunner
 
 from core import sampling
-from core.cli import app
+from core.cli.app import app
 from core.errors import ParameterError
 from core.presets import MAX_NAME_CHARACTERS, Presets
 from core.store import Store

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from core.errors import ParameterError, TemplateError, UnknownColumn
 from core.recipes import Recipe, field_text
 from core.run_spec import ExampleSpec, PromptSpec
-from core.table_types import Column
+from core.tables.types import Column
 from core.types import Message
 
 

@@ -7,7 +7,7 @@ import pytest
 from streamlit.testing.v1 import AppTest
 from typer.testing import CliRunner
 
-from core.cli import app as command_line
+from core.cli.app import app as command_line
 from pages.parts import session
 
 HOME = Path(__file__).parents[1] / "Home.py"

@@ -21,7 +21,7 @@ from core.comparing.scores import METRICS, Difference, Metric, Scores, SetScore,
 from core.comparing.spec import ComparisonSpec, messages_of
 from core.comparing.votes import win_rates
 from core.comparing.words import changed_words
-from core.table_writers import escape_cell
+from core.tables.writers import escape_cell
 
 _TEMPLATE = Path(__file__).with_name("report.html")
 _FIGURES = tuple(name for name in METRICS if name not in ("self_similarity", "output_tokens"))

@@ -12,7 +12,7 @@ from core.batch import Progress
 from core.command_line import command_line
 from core.errors import WorkbenchError
 from core.runs import Run
-from core.table_writers import OPENAI_BATCH
+from core.tables.writers import OPENAI_BATCH
 from pages.parts.markdown import plain_text
 
 _FORMATS = {

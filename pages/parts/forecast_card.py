@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import streamlit as st
 
-from core import forecast
 from core.batch import Progress
 from core.errors import EngineNotReady, WorkbenchError
-from core.forecast import Forecast
+from core.planning import forecast
+from core.planning.forecast import Forecast
 from core.runs import Run
 from pages.parts import run_charts, session
 from pages.parts.charts import counted, duration, metric_cells, short_number

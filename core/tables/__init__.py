@@ -22,10 +22,10 @@ from typing import Any
 import duckdb
 
 from core.errors import TableError
-from core.excel_files import open_workbook
-from core.table_staging import FORMATS_IN, Progress, check_file, stage_file
-from core.table_types import Column, ReadOptions, TableInfo
-from core.table_writers import FORMATS_OUT, escape_cell, export_format, write
+from core.tables.excel_files import open_workbook
+from core.tables.staging import FORMATS_IN, Progress, check_file, stage_file
+from core.tables.types import Column, ReadOptions, TableInfo
+from core.tables.writers import FORMATS_OUT, escape_cell, export_format, write
 
 __all__ = [
     "FORMATS_IN",

@@ -14,8 +14,8 @@ from xml.etree import ElementTree
 import python_calamine
 
 from core.errors import TableError
-from core.json_files import dump
-from core.table_types import ReadOptions, Record, check_width, unique_names
+from core.tables.json_files import dump
+from core.tables.types import ReadOptions, Record, check_width, unique_names
 
 _ERROR_CELL = re.compile(
     rb'<(?:\w+:)?c\b(?=[^>]*\st="e")[^>]*\sr="([A-Z]+)(\d+)"[^>]*>(?:<(?:\w+:)?f\b[^>]*?(?:/>|>[^<]*</(?:\w+:)?f>))?'

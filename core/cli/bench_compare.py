@@ -13,8 +13,8 @@ import typer
 from core.bench import differences, engines, figures, history, report, subjects
 from core.bench.differences import Comparison, Subject
 from core.bench.runner import Benchmarks
-from core.cli_bench_work import Session
-from core.cli_session import say
+from core.cli.bench_work import Session
+from core.cli.session import say
 from core.errors import BenchError, ParameterError
 from core.models.library import Library
 from core.settings import load_settings

@@ -13,8 +13,8 @@ from core.bench.metrics import LATENCY_PERCENTILES, percentile_name
 from core.bench.records import BenchView, PointSummary
 from core.bench.runner import Benchmarks
 from core.bench.spec import BenchSpec
-from core.cli_engine import EngineAsked
-from core.cli_session import say
+from core.cli.engine import EngineAsked
+from core.cli.session import say
 from core.errors import BenchError
 from core.runtime import Runtime
 from core.saved_settings import SavedSettings

@@ -11,18 +11,15 @@ from typing import Annotated, Any, NoReturn
 
 import typer
 
-from core import (
-    cli_batch,
-    cli_bench,
-    cli_bench_compare,
-    cli_bench_tune,
-    cli_compare,
-    cli_models,
-    cli_presets,
-    cli_serve,
-    engine_settings,
-    sampling,
-)
+from core import engine_settings, sampling
+from core.cli import batch as cli_batch
+from core.cli import bench as cli_bench
+from core.cli import bench_compare as cli_bench_compare
+from core.cli import bench_tune as cli_bench_tune
+from core.cli import compare as cli_compare
+from core.cli import models as cli_models
+from core.cli import presets as cli_presets
+from core.cli import serve as cli_serve
 from core.errors import ParameterError, WorkbenchError
 from core.settings import load_settings
 from core.store import Store

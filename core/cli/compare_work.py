@@ -10,8 +10,8 @@ from types import MappingProxyType
 from typing import Any
 
 from core.adapters.registry import Adapters
-from core.cli_engine import EngineAsked
-from core.cli_session import say
+from core.cli.engine import EngineAsked
+from core.cli.session import say
 from core.comparing import report
 from core.comparing.judge import Judge
 from core.comparing.runner import Comparisons, ComparisonView

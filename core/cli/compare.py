@@ -12,9 +12,11 @@ from typing import Annotated, Any
 
 import typer
 
-from core import cli_engine, cli_presets, sampling, tables
-from core.cli_compare_work import WRITERS, Work
-from core.cli_engine import EngineArgOption, EngineOption, ModelOption
+from core import sampling, tables
+from core.cli import engine as cli_engine
+from core.cli import presets as cli_presets
+from core.cli.compare_work import WRITERS, Work
+from core.cli.engine import EngineArgOption, EngineOption, ModelOption
 from core.comparing.judge import KEY_VARIABLE, RUBRIC, Judge
 from core.comparing.rows import sample_file
 from core.comparing.spec import ComparisonSpec, PromptItem, SetSpec, grid, read_spec

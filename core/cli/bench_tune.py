@@ -10,13 +10,13 @@ from typing import Annotated, Any
 
 import typer
 
-from core import cli_bench_asked as asked_for
-from core import cli_engine
 from core.bench import device_rates, figures, limits, report, roofline, tuning_search
 from core.bench.limits import Unknown
 from core.bench.tuning import Tuning
 from core.bench.tuning_plan import METRICS, Trial, TuningPlan, TuningView, usable
-from core.cli_bench import (
+from core.cli import bench_asked as asked_for
+from core.cli import engine as cli_engine
+from core.cli.bench import (
     DatasetOption,
     EngineArgOption,
     EngineOption,
@@ -36,8 +36,8 @@ from core.cli_bench import (
     TemplateOption,
     WarmupsOption,
 )
-from core.cli_bench_work import Session
-from core.cli_session import say
+from core.cli.bench_work import Session
+from core.cli.session import say
 from core.engines import choice
 from core.errors import BenchError
 from core.settings import load_settings

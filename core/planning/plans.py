@@ -23,7 +23,7 @@ import numpy as np
 
 from core import results, tables
 from core.engines.base import Engine
-from core.plan_making import PlanInfo, PlanMaker, Report, Texts
+from core.planning.plan_making import PlanInfo, PlanMaker, Report, Texts
 from core.recipes import Recipe
 from core.results import InputRow
 from core.run_spec import PlanSpec, PromptSpec, RunSpec

@@ -15,9 +15,10 @@ import pyarrow
 import pyarrow.parquet
 
 from core.errors import TableError
-from core.excel_files import ExcelReader
-from core.json_files import JsonArrayReader, JsonLinesReader, is_json_array
-from core.table_types import (
+from core.tables.excel_files import ExcelReader
+from core.tables.json_files import JsonArrayReader, JsonLinesReader, is_json_array
+from core.tables.text_files import DelimitedReader
+from core.tables.types import (
     Column,
     Kind,
     ReadOptions,
@@ -28,7 +29,6 @@ from core.table_types import (
     unique_names,
     widen_type,
 )
-from core.text_files import DelimitedReader
 
 FORMATS_IN: Mapping[str, str] = MappingProxyType(
     {

@@ -22,7 +22,7 @@ import xlsxwriter
 from xlsxwriter.exceptions import XlsxWriterException
 
 from core.errors import TableError
-from core.table_types import Column
+from core.tables.types import Column
 
 FORMATS_OUT: Mapping[str, str] = MappingProxyType(
     {

@@ -16,12 +16,13 @@ from typing import Any
 import duckdb
 import numpy as np
 
-from core import plans, sampling, tables
+from core import sampling, tables
 from core.adapters.registry import registered
 from core.batch import plan_run
 from core.engines.base import Engine
 from core.errors import RunError
-from core.plans import PlanInfo
+from core.planning import plans
+from core.planning.plans import PlanInfo
 from core.recipes import Recipe
 from core.requests import Item, Preparer
 from core.run_spec import ForecastSpec, RunSpec, SessionSpec

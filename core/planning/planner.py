@@ -14,8 +14,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from core.planner_table import Table, dependencies, run_sizes, runs
-from core.planner_tree import Groups, Paths, Policy, Tree, Work
+from core.planning.planner_table import Table, dependencies, run_sizes, runs
+from core.planning.planner_tree import Groups, Paths, Policy, Tree, Work
 
 __all__ = ["FieldPlan", "PrefixHits", "Table", "plan_fields", "prefix_hits", "sort_rows"]
 

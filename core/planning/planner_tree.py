@@ -27,7 +27,7 @@ from typing import Literal
 
 import numpy as np
 
-from core.planner_table import Table, run_sizes, runs
+from core.planning.planner_table import Table, run_sizes, runs
 
 _CELLS_PER_S = 150e6
 """Cells sorted in a second, times the logarithm of how many there are, on a slow core."""

@@ -9,11 +9,11 @@ from typing import Annotated
 
 import typer
 
-from core import cli_engine
 from core.api.examples import examples
 from core.api.server import ApiServer
-from core.cli_engine import EngineArgOption, EngineOption, ModelOption
-from core.cli_session import say
+from core.cli import engine as cli_engine
+from core.cli.engine import EngineArgOption, EngineOption, ModelOption
+from core.cli.session import say
 from core.errors import ApiError
 from core.runtime import Runtime
 from core.saved_settings import SavedSettings

@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from core.errors import TableError
-from core.table_types import ReadOptions, Record, check_width, unique_names
-from core.text_encoding import detect_encoding
-from core.text_files import MAX_CELL, Lines, damage_problem, mend
+from core.tables.text_encoding import detect_encoding
+from core.tables.text_files import MAX_CELL, Lines, damage_problem, mend
+from core.tables.types import ReadOptions, Record, check_width, unique_names
 
 _SPACE = re.compile(r"[ \t\r\n]*")
 _CHUNK = 1 << 20

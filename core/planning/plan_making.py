@@ -10,9 +10,9 @@ import duckdb
 import numpy as np
 import pyarrow as pa
 
-from core import planner
-from core.row_groups import PREFIX_CHARS, RowGroups, numbered
-from core.row_sorting import copy_sorted
+from core.planning import planner
+from core.planning.row_groups import PREFIX_CHARS, RowGroups, numbered
+from core.planning.row_sorting import copy_sorted
 from core.tables import Column
 
 _WORTH = 0.01
@@ -90,7 +90,7 @@ class _Arrangement:
 
 
 class PlanMaker:
-    """Makes the tables of `core.plans`. Holds a few numbers a row, never a text."""
+    """Makes the tables of `core.planning.plans`. Holds a few numbers a row, never a text."""
 
     def __init__(
         self,

@@ -10,8 +10,8 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from core.errors import TableError
-from core.table_types import ReadOptions, Record, check_width, unique_names
-from core.text_encoding import Encoding, detect_encoding
+from core.tables.text_encoding import Encoding, detect_encoding
+from core.tables.types import ReadOptions, Record, check_width, unique_names
 
 DELIMITERS = ("\t", ",", ";", "|")
 MAX_CELL = 64 << 20  # characters

@@ -10,14 +10,16 @@ from typing import Annotated, Any
 
 import typer
 
-from core import cli_engine, cli_presets, few_shot, openai_batch, sampling, tables
-from core.cli_engine import EngineArgOption, EngineOption, ModelOption
-from core.cli_session import Session
+from core import few_shot, openai_batch, sampling, tables
+from core.cli import engine as cli_engine
+from core.cli import presets as cli_presets
+from core.cli.engine import EngineArgOption, EngineOption, ModelOption
+from core.cli.session import Session
 from core.errors import ParameterError, WorkbenchError
 from core.run_spec import EvaluationSpec, Instructions, OutputSpec, OverflowSpec, PlanSpec
 from core.runs import prompt_of
 from core.settings import load_settings
-from core.table_writers import OPENAI_BATCH
+from core.tables.writers import OPENAI_BATCH
 
 _WITH_RESUME = frozenset({"output", "format", "escape_formulas", "model", "engine", "engine_arg", "resume",
                           "retry_failed", "redo_truncated", "as_json"})  # fmt: skip

@@ -10,7 +10,7 @@ from typing import Any
 from core import evaluation, revisions, tables
 from core.adapters.registry import Adapters
 from core.batch import Progress
-from core.cli_engine import EngineAsked
+from core.cli.engine import EngineAsked
 from core.errors import WorkbenchError
 from core.jobs import Jobs
 from core.run_spec import Instructions

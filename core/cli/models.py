@@ -11,7 +11,11 @@ from typing import Annotated, Any
 
 import typer
 
-from core import cli_adapters, cli_endpoints, cli_fit, cli_hub, embedded
+from core import embedded
+from core.cli import adapters as cli_adapters
+from core.cli import endpoints as cli_endpoints
+from core.cli import fit as cli_fit
+from core.cli import hub as cli_hub
 from core.hub.records import size_words
 from core.models import importing
 from core.models.library import SOURCES, Library, LibraryModel

@@ -8,14 +8,15 @@ from typing import Annotated, Any
 
 import typer
 
-from core import cli_bench_asked as asked_for
-from core import cli_engine, sampling
+from core import sampling
 from core.bench.records import BenchView
 from core.bench.spec import BenchSpec
 from core.bench.words import summary_words
-from core.cli_bench_work import Session, knee_line, table
-from core.cli_engine import EngineArgOption, EngineOption, ModelOption
-from core.cli_session import say
+from core.cli import bench_asked as asked_for
+from core.cli import engine as cli_engine
+from core.cli.bench_work import Session, knee_line, table
+from core.cli.engine import EngineArgOption, EngineOption, ModelOption
+from core.cli.session import say
 from core.errors import ParameterError
 from core.settings import load_settings
 
