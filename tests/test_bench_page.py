@@ -231,6 +231,26 @@ def test_a_file_of_conversations_is_kept_under_its_name(app):
     assert "3 conversations of" in words(app) and "talks.json" in words(app)
 
 
+def test_a_form_says_that_its_table_went_with_the_benchmark(app, tmp_path):
+    rows = tmp_path / "mine.csv"
+    rows.write_text("word\napple\npear\n")
+    run = session.jobs().stage_later(rows, name="mine.csv").future.result(20)
+    choose(app, "What is asked", "table")
+    field(app, "Table").set_value(run.run_id).run()
+    press(app, "Start")
+    until(app, is_idle)
+    session.jobs().delete(run.run_id)
+    press(app, "See the result")
+    press(app, "Change")
+    assert "rows of mine.csv" in words(app)
+    (view,) = session.benchmarks().recent()
+    session.benchmarks().delete(view.benchmark_id)
+    app.run()
+    assert not app.exception
+    assert "is not there any more. Choose it again." in words(app)
+    assert app.button(key="bench:start").disabled
+
+
 # -- while it runs, and afterwards ------------------------------------------------------
 
 

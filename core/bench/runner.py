@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import threading
 import time
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Iterator, Mapping
 from concurrent.futures import Future, wait
 from dataclasses import replace
 from pathlib import Path
@@ -14,9 +16,10 @@ from typing import Any
 
 from core import machine
 from core.bench import files
+from core.bench.kept_files import KeptFiles
 from core.bench.records import BenchState, BenchView, Point, PointSummary
 from core.bench.spec import BenchSpec
-from core.bench.store import BenchStore, to_text
+from core.bench.store import BenchStore, file_read, to_text
 from core.bench.work import BenchWork, check, title
 from core.engines.base import Engine
 from core.errors import BenchError, EngineDied, EngineNotReady, WorkbenchError
@@ -39,6 +42,8 @@ class Benchmarks:
     def __init__(self, runtime: Runtime, store: Store, settings: Settings) -> None:
         self._runtime = runtime
         self._kept = BenchStore(store, settings)
+        self.files = KeptFiles(settings.benchmarks_dir / "files")
+        self._held: Counter[str] = Counter()
         self._lock = threading.Lock()
         self._work: BenchWork | None = None
         self._future: Future[None] | None = None
@@ -123,10 +128,37 @@ class Benchmarks:
         self._kept.rename(benchmark_id, name.strip()[:_LONGEST_NAME])
 
     def delete(self, benchmark_id: str) -> None:
-        """Remove it with its files. Raises BenchError when there is none, or it is at work."""
-        if self._kept.view(benchmark_id).state == "running":
+        """Remove it with its files, and the table that it read unless another benchmark needs that.
+
+        Raises BenchError when there is none, or it is at work.
+        """
+        view = self._kept.view(benchmark_id)
+        if view.state == "running":
             raise BenchError("It is being measured.", hint="Stop it first.")
         self._kept.delete(benchmark_id)
+        name = file_read(view.spec)
+        with self._kept.files_read() as needed:
+            if name and name not in needed and not self._held[name]:
+                self.files.drop([name])
+
+    @contextlib.contextmanager
+    def holding(self, spec: BenchSpec) -> Iterator[None]:
+        """While it is open, the file that `spec` reads stays, even when no benchmark has it."""
+        name = file_read(spec)
+        self._held[name] += 1
+        try:
+            yield
+        finally:
+            self._held[name] -= 1
+
+    def sweep(self) -> None:
+        """Remove what was left behind over a day ago: files that no benchmark reads, folders of none."""
+        try:
+            with self._kept.files_read() as needed:
+                self.files.drop(self.files.leftovers(needed | set(+self._held)))
+            self._kept.sweep()
+        except (WorkbenchError, OSError):  # a full disk, say: the next start tries again
+            _log.warning("What benchmarks left behind can't be removed", exc_info=True)
 
     def set_baseline(self, benchmark_id: str | None) -> None:
         """The benchmark that others are held against; None: none is. Raises BenchError."""

@@ -10,7 +10,9 @@ import contextlib
 import datetime as dt
 import json
 import os
+import re
 import shutil
+import time
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
@@ -26,6 +28,8 @@ from core.errors import BenchError
 from core.settings import Settings
 from core.store import Store, is_alive, new_id, this_process
 
+_LEFT_BEHIND_S = 24 * 3600.0
+_ID = re.compile(r"\d{8}-\d{6}-[0-9a-f]{6}")  # as `new_id` makes them
 _NOBODY = {"owner_pid": None, "owner_started": None}
 
 
@@ -137,6 +141,27 @@ class BenchStore:
             connection.execute(sa.delete(_benchmarks).where(_benchmarks.c.benchmark_id == benchmark_id))
         shutil.rmtree(self._folder / benchmark_id, ignore_errors=True)
 
+    @contextlib.contextmanager
+    def files_read(self) -> Iterator[frozenset[str]]:
+        """The names of files that benchmarks read; while it is open, no process begins another one."""
+        with self._store.transaction() as connection:
+            specs = connection.execute(sa.select(_benchmarks.c.spec)).scalars()
+            paths = [((spec or {}).get("workload") or {}).get("path") for spec in specs]
+            # by name alone: the workspace may have been moved since
+            yield frozenset(Path(path).name for path in paths if path)
+
+    def sweep(self) -> None:
+        """Remove folders without a benchmark and without a point: a kill or a full disk left them behind."""
+        if not self._folder.is_dir():
+            return
+        for entry in self._folder.iterdir():
+            if not _ID.fullmatch(entry.name) or time.time() - entry.stat().st_mtime < _LEFT_BEHIND_S:
+                continue
+            known = self._store.first(sa.select(_benchmarks).where(_benchmarks.c.benchmark_id == entry.name))
+            # points stay: of a catalogue that was lost they are all there is, and can be imported
+            if known is None and not any(entry.glob("point-*.json")):
+                shutil.rmtree(entry)
+
     def _file(self, benchmark_id: str, number: int) -> Path:
         return self._folder / benchmark_id / f"point-{number:03}.json"
 
@@ -152,6 +177,12 @@ class BenchStore:
             load = Load.model_validate(row["load"]) if row["load"] else None
             found[row.pop("benchmark_id")] += (PointSummary(**{**row, "load": load}),)
         return found
+
+
+def file_read(spec: BenchSpec | None) -> str:
+    """The name of the file that a benchmark reads; "" where it reads none."""
+    path = getattr(spec.workload, "path", None) if spec else None
+    return Path(path).name if path else ""
 
 
 def to_text(document: Mapping[str, Any]) -> str:

@@ -109,7 +109,8 @@ class Tuning:
         state: TuningState = "done"
         message = ""
         try:
-            work.run(axes)
+            with self._benchmarks.holding(plan.spec):  # its trials may be deleted meanwhile
+                work.run(axes)
         except Replaced:  # whoever did it wants that model
             work.change(state="stopped", message="Somebody else loaded a model: the search has ended.")
             return

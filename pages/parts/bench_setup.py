@@ -131,7 +131,7 @@ def _checked(fields: dict[str, object]) -> tuple[BenchSpec | None, str]:
     """The specification, or what is wrong."""
     workload = fields["workload"]
     if not fields["name"] and workload.kind in ("table", "sharegpt"):
-        fields = {**fields, "name": f"{_KINDS[fields['kind']]}: {bench_files.name_of(workload.path)}"}
+        fields = {**fields, "name": f"{_KINDS[fields['kind']]}: {bench_files.files().name_of(workload.path)}"}
     try:
         return BenchSpec(**fields), ""
     except ValidationError as error:

@@ -65,8 +65,11 @@ def _choose(key: str, start: TableWorkload | None) -> Path | None:
         help="All tables that were read on the batch page are here too.",
     )  # fmt: skip
     if chosen == "kept":
-        st.caption(f":material/description: {plain_text(bench_files.name_of(start.path))}")
-        return Path(start.path)
+        path = Path(start.path)
+        if not bench_files.is_there(path):
+            return None
+        st.caption(f":material/description: {plain_text(bench_files.files().name_of(start.path))}")
+        return path
     if chosen == "example":
         return EXAMPLE
     if chosen == "file":
@@ -74,7 +77,7 @@ def _choose(key: str, start: TableWorkload | None) -> Path | None:
         return bench_files.kept_file(
             f"{key}:file", "Your table", endings, None, "CSV, Excel, JSONL, Parquet."
         )
-    return bench_files.keep_run(session.jobs().open(chosen))
+    return bench_files.files().keep_run(session.jobs().open(chosen))
 
 
 def _title(record: RunRecord) -> str:

@@ -139,5 +139,5 @@ def workload_words(workload: Workload) -> str:
     rows = "all" if workload.num_prompts is None else f"up to {workload.num_prompts:,}"
     out = "" if workload.output_len is None else f", {workload.output_len:,} tokens out"
     if isinstance(workload, ConversationWorkload):
-        return f"{rows} conversations of {bench_files.name_of(workload.path)}{out}"
-    return f"{rows} rows of {bench_files.name_of(workload.path)}{out}"
+        return f"{rows} conversations of {bench_files.files().name_of(workload.path)}{out}"
+    return f"{rows} rows of {bench_files.files().name_of(workload.path)}{out}"

@@ -81,7 +81,9 @@ def comparisons() -> Comparisons:
 def benchmarks() -> Benchmarks:
     from core.bench.runner import Benchmarks
 
-    return _opened().setdefault("benchmarks", Benchmarks(runtime(), store(), runtime().settings))
+    opened = _opened().setdefault("benchmarks", Benchmarks(runtime(), store(), runtime().settings))
+    opened.sweep()
+    return opened
 
 
 @st.cache_resource(show_spinner=False)
