@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, get_args
@@ -13,6 +12,8 @@ import typer
 
 from core.adapters.merging import Merges
 from core.adapters.registry import Adapter, Adapters
+from core.cli.options import JsonLinesOption
+from core.cli.session import say
 from core.errors import ModelError
 from core.settings import Settings, load_settings
 from core.store import Store
@@ -22,13 +23,9 @@ app = typer.Typer(help="LoRA adapters: small additions to a model, by name.", no
 _LOOK_EVERY_S = 0.3
 
 
-def say(text: str) -> None:
-    print(text, file=sys.stderr, flush=True)
-
-
 @app.command("list")
 def list_adapters(
-    as_json: Annotated[bool, typer.Option("--json", help="One JSON object a line.")] = False,
+    as_json: JsonLinesOption = False,
 ) -> None:
     """List the adapters: name, rank, size, what it was made for, folder."""
     with _opened() as (adapters, _settings, _store):

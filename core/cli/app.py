@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import signal
-import sys
 import tempfile
 import traceback
 from typing import Annotated, Any, NoReturn
@@ -20,6 +19,8 @@ from core.cli import compare as cli_compare
 from core.cli import models as cli_models
 from core.cli import presets as cli_presets
 from core.cli import serve as cli_serve
+from core.cli.options import JsonLinesOption, NewestOption
+from core.cli.session import say
 from core.errors import ParameterError, WorkbenchError
 from core.settings import load_settings
 from core.store import Store
@@ -66,18 +67,14 @@ def _terminate(signum: int, frame: Any) -> NoReturn:
 
 
 def _fail(error: Exception, *, code: int) -> NoReturn:
-    _say(f"error: {' '.join(str(error).split())}")
+    say(f"error: {' '.join(str(error).split())}")
     raise SystemExit(code)
-
-
-def _say(text: str) -> None:
-    print(text, file=sys.stderr, flush=True)
 
 
 @app.command()
 def runs(
-    as_json: Annotated[bool, typer.Option("--json", help="One JSON object a line.")] = False,
-    limit: Annotated[int, typer.Option(min=1, help="At most so many, newest first.")] = 20,
+    as_json: JsonLinesOption = False,
+    limit: NewestOption = 20,
 ) -> None:
     """List batch runs: id, state, rows done, file."""
     settings = load_settings()

@@ -11,9 +11,9 @@ from typing import Annotated, Any
 import typer
 
 from core import few_shot, openai_batch, sampling, tables
-from core.cli import engine as cli_engine
 from core.cli import presets as cli_presets
-from core.cli.engine import EngineArgOption, EngineOption, ModelOption
+from core.cli.engine import EngineOptions
+from core.cli.options import JsonOption, grouped
 from core.cli.session import Session
 from core.errors import ParameterError, WorkbenchError
 from core.run_spec import EvaluationSpec, Instructions, OutputSpec, OverflowSpec, PlanSpec
@@ -25,8 +25,10 @@ _WITH_RESUME = frozenset({"output", "format", "escape_formulas", "model", "engin
                           "retry_failed", "redo_truncated", "as_json"})  # fmt: skip
 
 
+@grouped
 def batch(
     context: typer.Context,
+    *,
     input: Annotated[
         Path | None,
         typer.Argument(
@@ -124,9 +126,7 @@ def batch(
     dedupe: Annotated[
         bool, typer.Option(help="Ask equal deterministic requests once, for all their rows.")
     ] = True,
-    model: ModelOption = None,
-    engine: EngineOption = None,
-    engine_arg: EngineArgOption = None,
+    loaded: EngineOptions,
     answer_column: Annotated[str, typer.Option(help="Name, and prefix, of the new columns.")] = "answer",
     encoding: Annotated[str | None, typer.Option(help="Encoding, if detected wrongly.")] = None,
     delimiter: Annotated[str | None, typer.Option(help="Delimiter, if detected wrongly.")] = None,
@@ -145,7 +145,7 @@ def batch(
         int | None,
         typer.Option(metavar="MAX_TOKENS", min=1, help="With --resume: do cut answers again, with more."),
     ] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print the figures as one JSON line.")] = False,
+    as_json: JsonOption = False,
 ) -> None:
     """Run a model over every row of a table and write the table with the answers.
 
@@ -154,7 +154,7 @@ def batch(
     if output is None:
         raise typer.BadParameter("-o OUTPUT is missing: where shall the answers go?")
     _check_format(output, format)
-    engine_asked = cli_engine.asked(engine, model, engine_arg)
+    engine_asked = loaded.asked()
     if resume is None:
         if retry_failed or redo_truncated:
             raise typer.BadParameter("--retry-failed and --redo-truncated go with --resume RUN_ID.")

@@ -11,7 +11,7 @@ from typing import Any, get_args
 
 from pydantic import ValidationError
 
-from core import tables
+from core import sampling, tables
 from core.bench.spec import (
     METRICS,
     Arrivals,
@@ -24,10 +24,12 @@ from core.bench.spec import (
     TableWorkload,
     Workload,
 )
+from core.cli.bench_options import DATASETS, PointOptions, WorkloadOptions
 from core.errors import ParameterError
 from core.run_spec import PromptSpec
 
-DATASETS = ("random", "table", "sharegpt", "prefix_repetition")
+_LENGTHS = ("num_prompts", "input_len", "output_len", "range_ratio", "prefix_len", "suffix_len",
+            "num_prefixes")  # fmt: skip
 _SWEPT = ("request_rate", "max_concurrency")
 _NUMBER = re.compile(r"(\w+)[:=](\d+(?:\.\d+)?)")
 
@@ -57,18 +59,9 @@ def read(path: Path) -> BenchSpec:
     return spec(**found)
 
 
-def workload(
-    dataset: str,
-    path: Path | None,
-    *,
-    template: str | None,
-    system: str,
-    asked: dict[str, Any],
-) -> Workload:
-    """The workload of a --dataset-name. `asked` holds lengths and numbers, None where nothing was said.
-
-    Raises ParameterError for what is missing or belongs to another dataset.
-    """
+def workload(options: WorkloadOptions) -> Workload:
+    """The workload of a --dataset-name. Raises ParameterError for what is missing or belongs to another."""
+    dataset, path = options.dataset_name, options.dataset_path
     kinds = {
         "random": RandomWorkload,
         "table": TableWorkload,
@@ -78,10 +71,10 @@ def workload(
     if dataset not in kinds:
         raise ParameterError(f"There is no dataset {dataset!r}.", hint=f"There are: {', '.join(DATASETS)}.")
     kind = kinds[dataset]
-    said = {name: value for name, value in asked.items() if value is not None}
+    said = {name: value for name in _LENGTHS if (value := getattr(options, name)) is not None}
     surplus = [name for name in said if name not in kind.model_fields]
-    if (template or system) and kind is not TableWorkload:
-        surplus.append("template" if template else "system")
+    if (options.template or options.system) and kind is not TableWorkload:
+        surplus.append("template" if options.template else "system")
     if path is not None and "path" not in kind.model_fields:
         surplus.append("dataset_path")
     if surplus:
@@ -90,11 +83,21 @@ def workload(
     if "path" in kind.model_fields:
         said["path"] = str(_file(path, dataset))
     if kind is TableWorkload:
-        said["prompt"] = _prompt(Path(said["path"]), template, system)
+        said["prompt"] = _prompt(Path(said["path"]), options.template, options.system)
     try:
         return kind(**said)
     except ValidationError as error:
         raise _refused(error) from error
+
+
+def point_fields(options: PointOptions) -> dict[str, Any]:
+    """As fields of a BenchSpec. Raises ParameterError for a sampling parameter."""
+    return {
+        "repeats": options.repeats,
+        "seed": options.seed,
+        "params": {"temperature": 1.0, **sampling.parse_assignments(options.param or [])},
+        "ignore_eos": options.ignore_eos,
+    }
 
 
 def _file(path: Path | None, dataset: str) -> Path:

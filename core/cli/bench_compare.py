@@ -13,7 +13,9 @@ import typer
 from core.bench import differences, engines, figures, history, report, subjects
 from core.bench.differences import Comparison, Subject
 from core.bench.runner import Benchmarks
+from core.cli.bench_options import IdArgument
 from core.cli.bench_work import Session
+from core.cli.options import JsonLinesOption, JsonOption, check_folder
 from core.cli.session import say
 from core.errors import BenchError, ParameterError
 from core.models.library import Library
@@ -21,8 +23,6 @@ from core.settings import load_settings
 
 _READ = 1000
 _HEADS = ("Figure", "Value", "95% interval", "Against the baseline")
-_IdArgument = Annotated[str, typer.Argument(metavar="ID", help="As `bench list` shows it.")]
-_JsonOption = Annotated[bool, typer.Option("--json", help="Print the figures as one JSON line.")]
 
 
 def add_to(app: typer.Typer) -> None:
@@ -53,7 +53,7 @@ def compare(
     fail: Annotated[
         bool, typer.Option("--fail", help="End with exit code 3 when something is a regression.")
     ] = False,
-    as_json: _JsonOption = False,
+    as_json: JsonOption = False,
 ) -> None:
     """Hold benchmarks against each other: what differs between them, and what that did.
 
@@ -88,7 +88,7 @@ def show_history(
         str | None,
         typer.Option(help="A field such as p99_ttft_ms. Default: output tokens/s, or the mean latency."),
     ] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="One JSON object a line.")] = False,
+    as_json: JsonLinesOption = False,
 ) -> None:
     """A figure of all benchmarks that ask the same, oldest first, and what changed between them."""
     with Session(load_settings()) as session:
@@ -122,7 +122,7 @@ def show_history(
 
 
 def write_report(
-    benchmark_id: _IdArgument,
+    benchmark_id: IdArgument,
     output: Annotated[
         Path, typer.Option("-o", "--output", help="Where to write: .html (a page) or .md (to paste).")
     ],
@@ -166,7 +166,7 @@ def compare_engines(
     output: Annotated[
         Path | None, typer.Option("-o", "--output", help="Write the picture: .html or .md.")
     ] = None,
-    as_json: _JsonOption = False,
+    as_json: JsonOption = False,
 ) -> None:
     """One workload on several engines in turn, each with one request alone and with many at once.
 
@@ -213,8 +213,7 @@ def _check(output: Path | None, endings: Sequence[str]) -> None:
         return
     if output.suffix.lower() not in endings:
         raise ParameterError(f"{output.name} must end in one of {', '.join(endings)}.", hint="Rename it.")
-    if not output.absolute().parent.is_dir():
-        raise ParameterError(f"The folder {output.absolute().parent} does not exist.", hint="Make it.")
+    check_folder(output)
 
 
 def _subject(benchmarks: Benchmarks, name: str) -> Subject:

@@ -15,28 +15,10 @@ from core.bench.limits import Unknown
 from core.bench.tuning import Tuning
 from core.bench.tuning_plan import METRICS, Trial, TuningPlan, TuningView, usable
 from core.cli import bench_asked as asked_for
-from core.cli import engine as cli_engine
-from core.cli.bench import (
-    DatasetOption,
-    EngineArgOption,
-    EngineOption,
-    InputLenOption,
-    JsonOption,
-    ModelOption,
-    NumPromptsOption,
-    OutputLenOption,
-    PathOption,
-    PrefixesOption,
-    PrefixLenOption,
-    RangeRatioOption,
-    RepeatsOption,
-    SeedOption,
-    SuffixLenOption,
-    SystemOption,
-    TemplateOption,
-    WarmupsOption,
-)
+from core.cli.bench_options import IdArgument, RepeatsOption, SeedOption, WarmupsOption, WorkloadOptions
 from core.cli.bench_work import Session
+from core.cli.engine import EngineOptions
+from core.cli.options import JsonOption, grouped
 from core.cli.session import say
 from core.engines import choice
 from core.errors import BenchError
@@ -52,18 +34,10 @@ def add_to(app: typer.Typer) -> None:
     app.command(short_help="How near a benchmark came to what its device can give.")(limit)
 
 
+@grouped
 def tune(
-    dataset_name: DatasetOption = "random",
-    dataset_path: PathOption = None,
-    template: TemplateOption = None,
-    system: SystemOption = "",
-    num_prompts: NumPromptsOption = None,
-    input_len: InputLenOption = None,
-    output_len: OutputLenOption = None,
-    range_ratio: RangeRatioOption = None,
-    prefix_len: PrefixLenOption = None,
-    suffix_len: SuffixLenOption = None,
-    num_prefixes: PrefixesOption = None,
+    *,
+    prompts: WorkloadOptions,
     request_rate: Annotated[
         str | None, typer.Option(metavar="RATE", help="Serve at so many requests/s instead of all at once.")
     ] = None,
@@ -92,26 +66,17 @@ def tune(
     repeats: RepeatsOption = 3,
     seed: SeedOption = 0,
     as_json: JsonOption = False,
-    model: ModelOption = None,
-    engine: EngineOption = None,
-    engine_arg: EngineArgOption = None,
+    loaded: EngineOptions,
 ) -> None:
     """Load the model with one setting changed at a time, measure, and tell what is shown to be better.
 
     Every trial is kept as a benchmark. Ctrl-C ends the search with what was found.
     """
     serves = request_rate is not None or max_concurrency is not None
-    lengths = {
-        "num_prompts": num_prompts, "input_len": input_len, "output_len": output_len,
-        "range_ratio": range_ratio, "prefix_len": prefix_len, "suffix_len": suffix_len,
-        "num_prefixes": num_prefixes,
-    }  # fmt: skip
     load = {"loads": asked_for.loads(request_rate, max_concurrency, 1.0, None)} if serves else {}
     spec = asked_for.spec(
         kind="serve" if serves else "throughput",
-        workload=asked_for.workload(
-            dataset_name, dataset_path, template=template, system=system, asked=lengths
-        ),
+        workload=asked_for.workload(prompts),
         goodput=asked_for.goodput(goodput or ()),
         num_warmups=num_warmups,
         repeats=repeats,
@@ -120,7 +85,7 @@ def tune(
     )
     names = tuple(part.strip().replace("-", "_") for part in settings.split(",")) if settings else None
     with Session(load_settings()) as session:
-        session.load(cli_engine.asked(engine, model, engine_arg))
+        session.load(loaded.asked())
         plan = TuningPlan(
             spec=spec,
             settings=_default_settings(session) if names is None else names,
@@ -139,22 +104,22 @@ def tune(
         raise SystemExit(130)
 
 
+@grouped
 def limit(
-    benchmark_id: Annotated[str, typer.Argument(metavar="ID", help="As `bench list` shows it.")],
+    *,
+    benchmark_id: IdArgument,
     measure: Annotated[
         bool,
         typer.Option(help="Measure the device anew first, for about 20 s; the engine's options say which."),
     ] = False,
     as_json: JsonOption = False,
-    model: ModelOption = None,
-    engine: EngineOption = None,
-    engine_arg: EngineArgOption = None,
+    loaded: EngineOptions,
 ) -> None:
     """Hold each point against the roofline: what this memory and these processors can give at most."""
     with Session(load_settings()) as session:
         view = session.benchmarks.view(benchmark_id)
         if measure:
-            session.load(cli_engine.asked(engine, model, engine_arg))
+            session.load(loaded.asked())
             say("measuring the device")
             device_rates.measure(session.runtime)
         found = limits.limit_of(view.environment, session.runtime.settings, session.runtime.status())

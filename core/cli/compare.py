@@ -13,10 +13,10 @@ from typing import Annotated, Any
 import typer
 
 from core import sampling, tables
-from core.cli import engine as cli_engine
 from core.cli import presets as cli_presets
 from core.cli.compare_work import WRITERS, Work
-from core.cli.engine import EngineArgOption, EngineOption, ModelOption
+from core.cli.engine import EngineOptions
+from core.cli.options import JsonOption, grouped
 from core.comparing.judge import KEY_VARIABLE, RUBRIC, Judge
 from core.comparing.rows import sample_file
 from core.comparing.spec import ComparisonSpec, PromptItem, SetSpec, grid, read_spec
@@ -31,8 +31,10 @@ _WITH_SPEC = frozenset({"input", "output", "engine", "model", "engine_arg", "jud
 _WITH_RESUME = _WITH_SPEC - {"input", "baseline", "name"} | {"resume"}
 
 
+@grouped
 def compare(
     context: typer.Context,
+    *,
     input: Annotated[
         Path | None,
         typer.Argument(
@@ -96,21 +98,19 @@ def compare(
     ] = None,
     judge_model: Annotated[str, typer.Option(help="The model at the judge's URL.", show_default=False)] = "",
     rubric: Annotated[str, typer.Option(help="By what the judge judges.", show_default=False)] = RUBRIC,
-    model: ModelOption = None,
-    engine: EngineOption = None,
-    engine_arg: EngineArgOption = None,
+    loaded: EngineOptions,
     escape_formulas: Annotated[
         bool, typer.Option(help="Guard texts that a spreadsheet would run as a formula (csv).")
     ] = True,
     resume: Annotated[str | None, typer.Option(metavar="ID", help="Go on with a comparison.")] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print the figures as one JSON line.")] = False,
+    as_json: JsonOption = False,
 ) -> None:
     """Ask prompts under several parameter sets, and write the answers with their scores.
 
     Every difference comes with its number of prompts and a 95% interval.
     """
     _check_output(output)
-    engine_asked = cli_engine.asked(engine, model, engine_arg)
+    engine_asked = loaded.asked()
     judged = _judge(judge, judge_model, rubric)
     if resume is not None:
         _refuse_others(context, _WITH_RESUME, "--resume takes {} from the comparison")

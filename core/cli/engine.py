@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Annotated, Any
 
@@ -14,24 +13,6 @@ from core.models import locate
 from core.runtime import Runtime
 from core.saved_settings import SavedSettings
 from core.types import EngineSpec
-
-EngineOption = Annotated[
-    str | None,
-    typer.Option(
-        help=f"{', '.join(choice.LOADERS)}. Default: the first that can run here; scripted needs no model."
-    ),
-]
-ModelOption = Annotated[
-    str | None,
-    typer.Option(help="The model's name in the library, a folder, a GGUF file or a hub's id."),
-]
-EngineArgOption = Annotated[
-    list[str] | None,
-    typer.Option(
-        metavar="NAME=VALUE",
-        help="An engine setting, such as max_model_len=4096; repeatable. docs/settings.md lists them.",
-    ),
-]
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,9 +50,32 @@ class EngineAsked:
         return replace(spec, engine=engine, model=model)
 
 
-def asked(engine: str | None, model: str | None, assignments: Sequence[str] | None) -> EngineAsked:
-    """Raises typer.BadParameter for an engine that isn't there, ParameterError for a setting."""
-    if engine is not None and engine not in choice.LOADERS:
-        names = ", ".join(choice.LOADERS)
-        raise typer.BadParameter(f"there is no engine {engine!r}; there are: {names}.")
-    return EngineAsked(engine, model, engine_settings.parse_assignments(assignments or ()))
+@dataclass(frozen=True, slots=True)
+class EngineOptions:
+    """The options that name an engine and its model."""
+
+    model: Annotated[
+        str | None,
+        typer.Option(help="The model's name in the library, a folder, a GGUF file or a hub's id."),
+    ] = None
+    engine: Annotated[
+        str | None,
+        typer.Option(
+            help=f"{', '.join(choice.LOADERS)}. Default: the first that can run here; scripted needs no "
+            "model."
+        ),
+    ] = None
+    engine_arg: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="NAME=VALUE",
+            help="An engine setting, such as max_model_len=4096; repeatable. docs/settings.md lists them.",
+        ),
+    ] = None
+
+    def asked(self) -> EngineAsked:
+        """Raises typer.BadParameter for an engine that isn't there, ParameterError for a setting."""
+        if self.engine is not None and self.engine not in choice.LOADERS:
+            names = ", ".join(choice.LOADERS)
+            raise typer.BadParameter(f"there is no engine {self.engine!r}; there are: {names}.")
+        return EngineAsked(self.engine, self.model, engine_settings.parse_assignments(self.engine_arg or ()))

@@ -9,6 +9,8 @@ from typing import Annotated, NoReturn
 
 import typer
 
+from core.cli.options import JsonLinesOption
+from core.cli.session import say
 from core.hub import choosing, permissions, repositories
 from core.hub.choosing import Permission
 from core.hub.downloads import Downloads, DownloadSpec
@@ -26,7 +28,7 @@ def search(
     limit: Annotated[
         int, typer.Option(min=1, max=50, help="At most so many, the most downloaded first.")
     ] = 20,
-    as_json: Annotated[bool, typer.Option("--json", help="One JSON object a line.")] = False,
+    as_json: JsonLinesOption = False,
 ) -> None:
     """Search a hub for models: name, downloads, licence, whether it is gated."""
     found = repositories.search(hub, text, limit)
@@ -117,7 +119,3 @@ def _progress() -> Callable[[Download], None]:
             print(f"{line:<70}" if terminal else line, end=end, file=sys.stderr, flush=True)
 
     return show
-
-
-def say(text: str) -> None:
-    print(text, file=sys.stderr, flush=True)

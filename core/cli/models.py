@@ -16,6 +16,8 @@ from core.cli import adapters as cli_adapters
 from core.cli import endpoints as cli_endpoints
 from core.cli import fit as cli_fit
 from core.cli import hub as cli_hub
+from core.cli.options import JsonLinesOption
+from core.cli.session import say
 from core.hub.records import size_words
 from core.models import importing
 from core.models.library import SOURCES, Library, LibraryModel
@@ -31,13 +33,9 @@ app.command()(cli_hub.download)
 app.command("fit")(cli_fit.fit_model)
 
 
-def say(text: str) -> None:
-    print(text, file=sys.stderr, flush=True)
-
-
 @app.command("list")
 def list_models(
-    as_json: Annotated[bool, typer.Option("--json", help="One JSON object a line.")] = False,
+    as_json: JsonLinesOption = False,
 ) -> None:
     """List what is here: size, context, quantization, licence, last used, key."""
     with _library() as (library, _store, _settings):

@@ -10,6 +10,7 @@ from typing import Annotated
 import typer
 
 from core import sampling
+from core.cli.options import JsonLinesOption
 from core.errors import ParameterError
 from core.presets import Presets
 from core.settings import load_settings
@@ -28,7 +29,7 @@ def opened() -> Iterator[Presets]:
 
 @app.command("list")
 def list_presets(
-    as_json: Annotated[bool, typer.Option("--json", help="One JSON object a line.")] = False,
+    as_json: JsonLinesOption = False,
 ) -> None:
     """List the presets: name, parameters, note."""
     with opened() as presets:

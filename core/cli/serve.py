@@ -11,8 +11,8 @@ import typer
 
 from core.api.examples import examples
 from core.api.server import ApiServer
-from core.cli import engine as cli_engine
-from core.cli.engine import EngineArgOption, EngineOption, ModelOption
+from core.cli.engine import EngineOptions
+from core.cli.options import grouped
 from core.cli.session import say
 from core.errors import ApiError
 from core.runtime import Runtime
@@ -23,14 +23,14 @@ from core.store import Store
 _LOOK_EVERY_S = 0.2
 
 
+@grouped
 def serve(
+    *,
     host: Annotated[
         str | None, typer.Option(help="Address to listen on; beyond this machine, a key is asked for.")
     ] = None,
     port: Annotated[int | None, typer.Option(min=0, max=65535, help="0: a free one.")] = None,
-    model: ModelOption = None,
-    engine: EngineOption = None,
-    engine_arg: EngineArgOption = None,
+    loaded: EngineOptions,
     key: Annotated[
         str | None, typer.Option(metavar="NAME", help="Make a key of this name, and print it, once.")
     ] = None,
@@ -40,7 +40,7 @@ def serve(
     It needs no browser and no page. Ctrl-C ends it; exit code 1: the model could not be loaded, or not again.
     """
     with _opened() as (runtime, store, server):
-        spec = cli_engine.asked(engine, model, engine_arg).spec(runtime, SavedSettings(store))
+        spec = loaded.asked().spec(runtime, SavedSettings(store))
         if key is not None:
             made, secret = server.keys.create(key)
             print(f"key {made.name}: {secret}  (it is not shown again)", flush=True)
