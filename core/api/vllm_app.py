@@ -168,7 +168,7 @@ class EngineProxy:
         call = live.current()
         tokens = len(prompt.get("prompt_token_ids") or ()) if isinstance(prompt, dict) else 0
         async with contextlib.AsyncExitStack() as stack:
-            adapter = await self._enter(stack, call, sampling_params, lora_request, tokens)
+            adapter = await self._enter(stack, call, sampling_params, lora_request)
             client = self._client()
             count = _Count(call, sampling_params, client, request_id)
             if not (call.prompt_tokens and "-beam-" in request_id):  # each step of a beam search is a request
@@ -203,9 +203,7 @@ class EngineProxy:
                     call.read(len(output.prompt_token_ids))
                 yield output
 
-    async def _enter(
-        self, stack: contextlib.AsyncExitStack, call: Call, params: Any, lora: Any, tokens: int
-    ) -> Any:
+    async def _enter(self, stack: contextlib.AsyncExitStack, call: Call, params: Any, lora: Any) -> Any:
         """Wait for the request's turn; give vLLM's request for its adapter, or None."""
         adapter = None if lora is None else LoraAdapter(lora.lora_name, lora.lora_path, lora.lora_int_id)
         request = Request(id="", prompt=(), priority=call.priority, adapter=adapter)
@@ -215,7 +213,7 @@ class EngineProxy:
                     if params.structured_outputs is not None:
                         await self._engine.structures.ensure(_structure(params.structured_outputs))
                     await stack.enter_async_context(self._slots.held(call.priority))
-                    return await stack.enter_async_context(self._engine.entering(request, params, tokens))
+                    return await stack.enter_async_context(self._engine.entering(request, params))
         except TimeoutError as error:
             raise ValueError("The request was ended by the workbench.") from error
         except RequestRejected as error:

@@ -24,7 +24,6 @@ from core.engines.children import environment, main_replaced
 from core.engines.engine_log import EngineLog, cause_in
 from core.engines.guard import Guard
 from core.engines.tokenizer import Tokenizer, end_ids
-from core.engines.vllm_admission import Admission, admission
 from core.engines.vllm_distribution import Question
 from core.engines.vllm_info import describe, weights_bytes
 from core.engines.vllm_lora import VllmAdapters
@@ -121,7 +120,6 @@ def load(
         guard=guard,
         log=log,
         adapters=VllmAdapters(engine.vllm_config, device.kind, model),
-        admission=admission(device, choice, counters),
     )
     try:
         report("Warming up")
@@ -146,7 +144,6 @@ class VllmEngine:
         guard: Guard,
         log: EngineLog,
         adapters: VllmAdapters,
-        admission: Admission,
     ) -> None:
         self.spec = spec
         self.info = info
@@ -160,8 +157,6 @@ class VllmEngine:
         self._numbers = itertools.count()
         self.structures = Structures(self._make_ready)
         self._turns = Turns()
-        self.admission = admission
-        counters.on_step = self.admission.step
         self._adapters = adapters
 
     @property
@@ -271,13 +266,9 @@ class VllmEngine:
         return self._engine
 
     @contextlib.asynccontextmanager
-    async def entering(self, request: Request, params: Any, tokens: int) -> AsyncIterator[Any]:
+    async def entering(self, request: Request, params: Any) -> AsyncIterator[Any]:
         """Wait for a turn in the engine and hold it; gives vLLM's LoRARequest or None. Raises as `stream`."""
-        async with (
-            self._turns.of(params),
-            self._adapters.held(request, self.client) as adapter,
-            self.admission.entering(request.priority, tokens),
-        ):
+        async with self._turns.of(params), self._adapters.held(request, self.client) as adapter:
             self._live += 1
             try:
                 yield adapter
@@ -288,7 +279,7 @@ class VllmEngine:
         self, name: str, ids: Sequence[int], params: Any, request: Request
     ) -> AsyncIterator[Any]:
         """vLLM's outputs for a part of our request, with its priority and adapter."""
-        async with self.entering(request, params, len(ids)) as adapter:
+        async with self.entering(request, params) as adapter:
             with self._errors():
                 more = {"lora_request": adapter, "priority": int(request.priority)}
                 generated = self.client().generate({"prompt_token_ids": ids}, params, name, **more)
@@ -380,7 +371,7 @@ class VllmEngine:
         """One short answer, so that the first user doesn't wait for what vLLM does only once."""
         ids = self._tokenizer.encode_prompt("Hello, how are you today?")
         params = {"max_tokens": 4, "ignore_eos": True}
-        # not as a chat: batches make way for chats
+        # not as a chat: after one, steps stay short for a while
         await self.complete(Request(id="warm-up", prompt=ids, params=params, priority=Priority.BATCH))
 
     async def close(self) -> None:

@@ -15,6 +15,7 @@ from core.engines.children import OFFLINE, faster_libraries
 from core.engines.cpu_threads import BIND, processors
 from core.engines.engine_log import cause_in
 from core.engines.vllm_models import LocalModel
+from core.engines.vllm_scheduler import paced
 from core.engines.vllm_settings import Choice, DeviceFacts
 from core.engines.vllm_worker import WeightsReport
 from core.errors import EngineError, EngineLoadError
@@ -47,11 +48,14 @@ def start(spec: EngineSpec, model: LocalModel, choice: Choice, stat_logger: Call
     from vllm.config import StructuredOutputsConfig
     from vllm.v1.engine.async_llm import AsyncLLM
 
+    # Ray starts a copy's processes where our modules may not be
+    elsewhere = choice.arguments.get("data_parallel_backend") == "ray"
     arguments = AsyncEngineArgs(
         model=str(model.folder),
         served_model_name=[model.name],
         dtype=spec.dtype,
         scheduling_policy="priority",
+        scheduler_cls=None if elsewhere else f"{paced.__module__}.{paced.__name__}",
         enable_log_requests=False,
         max_logprobs=-1,  # the next token's whole distribution may be asked for
         # only xgrammar keeps white space out, in which a small model loses itself until max_tokens

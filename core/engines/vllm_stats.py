@@ -8,9 +8,6 @@ from typing import Any
 
 from core.types import EngineStats
 
-_KEPT = 0.8
-"""How much of the older steps' share of hits still counts after one more step with prompts."""
-
 
 @dataclass(slots=True)
 class Counters:
@@ -23,14 +20,6 @@ class Counters:
     prefix_hits: int = 0
     # by data-parallel rank: (running, waiting, share of the KV cache in use)
     load: dict[int, tuple[int, int, float]] = field(default_factory=dict)
-    on_step: Callable[[], None] | None = None
-    _recent: tuple[float, float] = (0.0, 0.0)
-
-    @property
-    def recent_hits(self) -> float:
-        """The share of prompt tokens that the prefix cache had lately, from 0 to 1."""
-        queries, hits = self._recent
-        return hits / queries if queries else 0.0
 
     def record(self, scheduler: Any, iteration: Any, rank: int) -> None:
         if scheduler is not None:
@@ -39,15 +28,10 @@ class Counters:
             found = scheduler.prefix_cache_stats
             self.prefix_queries += found.queries
             self.prefix_hits += found.hits
-            if found.queries:
-                queries, hits = self._recent
-                self._recent = queries * _KEPT + found.queries, hits * _KEPT + found.hits
         if iteration is not None:
             self.steps += 1
             self.prompt_tokens += iteration.num_prompt_tokens
             self.output_tokens += iteration.num_generation_tokens
-            if self.on_step is not None:
-                self.on_step()
 
     def read(self, *, idle: bool) -> EngineStats:
         load = list(self.load.values())
