@@ -16,11 +16,12 @@ from types import SimpleNamespace
 import pynvml
 import pytest
 
-from core.bench import files, knee, telemetry, workloads
+from core.bench import endings, files, knee, telemetry, workloads
 from core.bench.runner import Benchmarks
 from core.bench.spec import BenchSpec, Load, RandomWorkload, SharedPrefixWorkload, Sweep
+from core.bench.store import BenchStore
 from core.engines.scripted import ScriptedEngine
-from core.errors import BenchError, EngineDied, ParameterError, RequestRejected
+from core.errors import BenchError, EngineDied, ParameterError, RequestRejected, WorkbenchError
 from core.runtime import Runtime
 from core.store import Store
 from core.types import EngineInfo
@@ -318,6 +319,105 @@ def test_a_full_disk_ends_it_with_words_and_keeps_what_is_there(at_once, monkeyp
     assert "No space left" in view.message
     assert len(view.points) == 1
     assert at_once.point(view.benchmark_id, 0).result["num_requests"] == 6
+
+
+@pytest.fixture
+def full_catalogue(at_once, monkeypatch) -> threading.Event:
+    """While it is set, the catalogue of `at_once` takes nothing."""
+    monkeypatch.setattr(endings, "_TELL_AGAIN_S", 0.01)
+    store, is_full = at_once._kept._store, threading.Event()
+    execute = store.execute
+
+    def refuse(statement):
+        if is_full.is_set():
+            raise WorkbenchError("The catalogue can't be written: database or disk is full.")
+        execute(statement)
+
+    monkeypatch.setattr(store, "execute", refuse)
+    return is_full
+
+
+def in_the_catalogue(benchmarks: Benchmarks, benchmark_id: str):
+    """The benchmark as other processes read it."""
+    return BenchStore(benchmarks._kept._store, benchmarks._runtime.settings).view(benchmark_id)
+
+
+def test_a_benchmark_whose_end_finds_the_disk_full_does_not_read_as_running_for_ever(
+    at_once, full_catalogue, monkeypatch
+):
+    end = at_once._kept.end
+
+    def full_at_the_end(*values):
+        full_catalogue.set()
+        monkeypatch.setattr(at_once._kept, "end", end)
+        end(*values)
+
+    monkeypatch.setattr(at_once._kept, "end", full_at_the_end)
+    view = done(at_once, spec("throughput", repeats=2))
+    assert view.state == "complete" and "disk is full" in view.message
+    assert len(view.points) == 2
+    assert at_once.recent()[0].state == "complete"
+    until(lambda: at_once.at_work() is None)
+    assert in_the_catalogue(at_once, view.benchmark_id).state == "running"
+    full_catalogue.clear()
+    until(lambda: in_the_catalogue(at_once, view.benchmark_id).state == "complete")
+    assert at_once.view(view.benchmark_id).message == ""
+    assert at_once.point(view.benchmark_id, 1).result["num_requests"] == 6
+
+
+@pytest.mark.parametrize("what", ["catalogue", "folder"])
+def test_a_point_that_the_full_disk_did_not_take_is_kept_when_there_is_room(
+    at_once, full_catalogue, monkeypatch, what
+):
+    sync = os.fsync
+
+    def full(_descriptor):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    add_point = at_once._kept.add_point
+
+    def full_at_the_last(benchmark_id, summary, text):
+        if summary.number == 1 and not full_catalogue.is_set():
+            full_catalogue.set()
+            if what == "folder":
+                monkeypatch.setattr(os, "fsync", full)
+        add_point(benchmark_id, summary, text)
+
+    monkeypatch.setattr(at_once._kept, "add_point", full_at_the_last)
+    view = done(at_once, spec("throughput", repeats=2))
+    assert view.state == "failed"
+    assert ("disk is full" if what == "catalogue" else "No space left") in view.message
+    assert [point.number for point in view.points] == [0]
+    assert not list(at_once.path(view.benchmark_id, 0).parent.glob("*.partial"))
+    monkeypatch.setattr(os, "fsync", sync)
+    monkeypatch.setattr(at_once._kept, "add_point", add_point)
+    full_catalogue.clear()
+    until(lambda: in_the_catalogue(at_once, view.benchmark_id).state == "failed")
+    after = at_once.view(view.benchmark_id)
+    assert after.message == view.message
+    assert [point.number for point in after.points] == [0, 1]
+    assert at_once.point(view.benchmark_id, 1).result["num_requests"] == 6
+    assert done(at_once, spec()).state == "complete"
+
+
+def test_a_benchmark_whose_end_is_not_written_can_be_deleted(at_once, full_catalogue, monkeypatch):
+    end = at_once._kept.end
+    monkeypatch.setattr(at_once._kept, "end", lambda *values: (full_catalogue.set(), end(*values)))
+    view = done(at_once, spec("throughput"))
+    until(lambda: at_once.at_work() is None)
+    at_once.delete(view.benchmark_id)
+    assert at_once.recent() == ()
+    assert at_once._endings._unwritten == {}
+
+
+def test_a_workbench_that_closes_while_the_disk_is_full_says_what_is_lost(
+    at_once, full_catalogue, monkeypatch, caplog
+):
+    end = at_once._kept.end
+    monkeypatch.setattr(at_once._kept, "end", lambda *values: (full_catalogue.set(), end(*values)))
+    view = done(at_once, spec("throughput"))
+    at_once.close()
+    assert f"end of the benchmark {view.benchmark_id} is lost" in caplog.text
 
 
 def test_what_the_engine_cannot_do_is_refused_before_anything_begins(at_once, monkeypatch):

@@ -16,6 +16,7 @@ from typing import Any
 
 from core import machine
 from core.bench import files
+from core.bench.endings import Ending, Endings
 from core.bench.kept_files import KeptFiles
 from core.bench.records import BenchState, BenchView, Point, PointSummary
 from core.bench.spec import BenchSpec
@@ -36,12 +37,14 @@ _LONGEST_NAME = 200
 class Benchmarks:
     """Every method returns at once, from any thread, but `wait`.
 
-    A benchmark whose process died reads as "interrupted", with its finished points.
+    A benchmark whose process died reads as "interrupted", with its finished points. One that ends while
+    the disk is full has ended here at once; the catalogue hears of it when there is room.
     """
 
     def __init__(self, runtime: Runtime, store: Store, settings: Settings) -> None:
         self._runtime = runtime
         self._kept = BenchStore(store, settings)
+        self._endings = Endings(self._kept, runtime.spawn)
         self.files = KeptFiles(settings.benchmarks_dir / "files")
         self._held: Counter[str] = Counter()
         self._lock = threading.Lock()
@@ -68,11 +71,16 @@ class Benchmarks:
                 name=title(spec, engine.info), kind=spec.kind, spec=spec, environment=environment
             )
 
+            ending = Ending(benchmark_id=benchmark_id)
+
             def keep(point: Point) -> PointSummary:
-                return self._keep(benchmark_id, point, spec, environment)
+                summary = _summary(point)
+                text = to_text(files.to_json(point, spec, environment))
+                self._endings.add_point(ending, summary, text)
+                return summary
 
             work = self._work = BenchWork(benchmark_id, spec, engine, keep)
-            self._future = self._runtime.spawn(self._run(work))
+            self._future = self._runtime.spawn(self._run(work, ending))
         return benchmark_id
 
     def stop(self, benchmark_id: str) -> None:
@@ -96,14 +104,14 @@ class Benchmarks:
     def view(self, benchmark_id: str) -> BenchView:
         """The benchmark as it is now; `progress` is of the point at work. Raises BenchError."""
         work = self._work  # before the row is read: it may end in between
-        view = self._kept.view(benchmark_id)
+        view = self._endings.as_it_is(self._kept.view(benchmark_id))
         if work is None or work.benchmark_id != benchmark_id or view.state != "running":
             return view
         return replace(view, progress=work.progress)
 
     def recent(self, limit: int = 100) -> tuple[BenchView, ...]:
         """The newest first, without their progress."""
-        return self._kept.recent(limit)
+        return tuple(map(self._endings.as_it_is, self._kept.recent(limit)))
 
     def point(self, benchmark_id: str, number: int) -> Point:
         """One point with all its requests and samples, from its file. Raises BenchError."""
@@ -132,10 +140,11 @@ class Benchmarks:
 
         Raises BenchError when there is none, or it is at work.
         """
-        view = self._kept.view(benchmark_id)
+        view = self.view(benchmark_id)
         if view.state == "running":
             raise BenchError("It is being measured.", hint="Stop it first.")
         self._kept.delete(benchmark_id)
+        self._endings.forget(benchmark_id)
         name = file_read(view.spec)
         with self._kept.files_read() as needed:
             if name and name not in needed and not self._held[name]:
@@ -179,7 +188,9 @@ class Benchmarks:
             source=source,
         )
         for number, point in enumerate(found.points):
-            self._keep(benchmark_id, replace(point, number=number), found.spec, found.environment)
+            point = replace(point, number=number)
+            text = to_text(files.to_json(point, found.spec, found.environment))
+            self._kept.add_point(benchmark_id, _summary(point), text)
         return benchmark_id
 
     def close(self) -> None:
@@ -188,6 +199,7 @@ class Benchmarks:
         if work is not None and future is not None:
             self._end(work.benchmark_id, "interrupted")
             wait([future], timeout=_CLOSE_PATIENCE_S)
+        self._endings.close()
 
     # -- the inside ------------------------------------------------------------
 
@@ -205,37 +217,32 @@ class Benchmarks:
         if work is not None and work.benchmark_id == benchmark_id:
             self._runtime.spawn(end(work))
 
-    async def _run(self, work: BenchWork) -> None:
-        state: BenchState = "failed"
-        message = ""
+    async def _run(self, work: BenchWork, ending: Ending) -> None:
         try:
             await work.run()
-            state = work.ends_as or "complete"
+            ending.state = work.ends_as or "complete"
         except asyncio.CancelledError:
-            state = "interrupted"
+            ending.state = "interrupted"
             raise
         except EngineDied as error:
-            message = f"The engine did not last: {error}"
+            ending.message = f"The engine did not last: {error}"
         except WorkbenchError as error:
-            message = str(error)
+            ending.message = str(error)
         except Exception as error:
             _log.exception("The benchmark %s could not go on", work.benchmark_id)
-            message = f"{type(error).__name__}: {error}"
+            ending.message = f"{type(error).__name__}: {error}"
         finally:
             try:
-                await asyncio.to_thread(self._kept.end, work.benchmark_id, state, message)
+                await asyncio.to_thread(self._endings.write, ending)
             finally:
                 self._work = None
 
-    def _keep(
-        self, benchmark_id: str, point: Point, spec: BenchSpec | None, environment: Mapping[str, Any]
-    ) -> PointSummary:
-        summary = PointSummary(
-            number=point.number,
-            repeat=point.repeat,
-            load=point.load,
-            result=point.result,
-            is_whole=point.is_whole,
-        )
-        self._kept.add_point(benchmark_id, summary, to_text(files.to_json(point, spec, environment)))
-        return summary
+
+def _summary(point: Point) -> PointSummary:
+    return PointSummary(
+        number=point.number,
+        repeat=point.repeat,
+        load=point.load,
+        result=point.result,
+        is_whole=point.is_whole,
+    )

@@ -86,7 +86,8 @@ class BenchStore:
             "result": dict(summary.result),
             "is_whole": summary.is_whole,
         }
-        self._store.execute(sa.insert(_points).values(values))
+        # a commit may have reached the disk although it said that it was full, and is done again then
+        self._store.execute(sa.insert(_points).prefix_with("OR REPLACE").values(values))
 
     def view(self, benchmark_id: str) -> BenchView:
         """Raises BenchError when there is none."""
@@ -224,11 +225,14 @@ def _writing(folder: Path) -> Iterator[None]:
 def _write_whole(path: Path, text: str) -> None:
     """The file is there whole or not at all, also after a power cut."""
     partial = path.with_suffix(".partial")
-    with partial.open("w", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    partial.replace(path)
+    try:
+        with partial.open("w", encoding="utf-8") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        partial.replace(path)
+    finally:
+        partial.unlink(missing_ok=True)  # on a full disk half a file takes what others need
     folder = os.open(path.parent, os.O_RDONLY)
     try:
         os.fsync(folder)
