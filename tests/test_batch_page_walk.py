@@ -1,6 +1,7 @@
 """What a user asks on the batch page, and what comes of it: modes, shapes, tries, second goes."""
 
 import csv
+import html
 import json
 import time
 
@@ -10,7 +11,7 @@ from test_batch_page import button, open_page, settle, texts
 
 from core.engines.scripted import ScriptedEngine
 from core.errors import RequestRejected, TableError
-from core.run_spec import EvaluationSpec, Instructions
+from core.run_spec import BatchLinesSpec, BatchModelSpec, EvaluationSpec, Instructions
 from pages.parts import session
 
 FILMS = "id,film,mood\n" + "".join(f"{n},Film {n},{'good' if n % 2 else 'bad'}\n" for n in range(1, 31))
@@ -275,6 +276,35 @@ def test_after_a_change_of_the_prompt_only_rows_that_ask_something_else_are_aske
     assert run.spec.sessions[-1].generated == 1
     answers = [row["answer"] for row in exported(run, tmp_path)]
     assert [place for place, answer in enumerate(answers, 1) if answer.endswith("again")] == [3]
+
+
+def test_a_change_of_an_api_batch_keeps_what_its_model_names_mean(workspace, tmp_path):
+    """A line of the preset "short" was asked without it: the form dropped what the API had noted."""
+    lines = [
+        {
+            "custom_id": f"q{number}",
+            "method": "POST",
+            "url": "/v1/chat/completions",
+            "body": {
+                "model": model,
+                "messages": [{"role": "user", "content": "one two three four five six"}],
+            },
+        }
+        for number, model in enumerate(["scripted", "short"])
+    ]
+    models = {"scripted": BatchModelSpec(), "short": BatchModelSpec(params={"max_tokens": 2})}
+    lines_spec = BatchLinesSpec(url="/v1/chat/completions", models=models)
+    asked = Instructions(mode="openai", batch_lines=lines_spec, params={"max_tokens": 4})
+    run = stage(tmp_path, "\n".join(map(json.dumps, lines)), asked, "lines.jsonl")
+    session.jobs().start(run.run_id)
+    settle(open_page(), lambda _app: progress(run).state == "finished")
+    app = open_page(run=run.run_id)
+    button(app, "Change the prompt").click().run()
+    assert "when the batch came. short: max_tokens 2." in html.unescape(texts(app.caption)).replace("\\", "")
+    choose(app, "Max tokens", 5)
+    assert press(app, run, "Run the rows whose request changed").state == "finished"
+    assert run.spec.prompt.batch_lines == asked.batch_lines
+    assert [row["answer_output_tokens"] for row in exported(run, tmp_path)] == ["5", "2"]
 
 
 def test_a_change_can_be_left_alone(workspace, tmp_path):

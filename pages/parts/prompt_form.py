@@ -36,7 +36,8 @@ def prompt_form(run: Run, info: tables.TableInfo, initial: Instructions) -> dict
             "This is an OpenAI Batch file: each line says itself what is asked, with its own parameters. "
             "Those below fill in what a line leaves out."
         )
-        return {"mode": "openai"}
+        _model_names(initial)
+        return {"mode": "openai", "batch_lines": initial.batch_lines}
     _seed(key, initial, names)
     mode = st.segmented_control(
         "Prompts are made from",
@@ -67,6 +68,18 @@ def prompt_form(run: Run, info: tables.TableInfo, initial: Instructions) -> dict
         persist_state="session",
     )
     return asked
+
+
+def _model_names(initial: Instructions) -> None:
+    """What model names of lines that came through the API stand for, as it was when they came."""
+    found = []
+    for name, model in initial.batch_lines.models.items() if initial.batch_lines else ():
+        params = [f"{param} {value}" for param, value in model.params.items()]
+        adapter = [] if model.adapter in (None, name) else [f"adapter {model.adapter}"]
+        if adapter or params:
+            found.append(f"{name}: {', '.join(adapter + params)}")
+    if found:
+        st.caption(plain_text(f"Model names mean what they meant when the batch came. {'; '.join(found)}."))
 
 
 def examples_and_turns(run: Run, asked: dict[str, Any]) -> dict[str, Any]:
