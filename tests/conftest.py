@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -9,6 +10,7 @@ from typing import Any
 
 import pytest
 import streamlit as st
+import two_workers
 from playwright.sync_api import Browser, expect, sync_playwright
 from streamlit.runtime.pages_manager import PagesManager
 
@@ -23,6 +25,23 @@ from pages.parts import session
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     # begun in the background of a script; the programs that tests press Ctrl-C in would inherit it
     signal.signal(signal.SIGINT, signal.default_int_handler)
+# the programs that tests start are compiled once, not each time
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    if hasattr(config, "workerinput"):
+        two_workers.keep_to_own_processors()
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    if hasattr(config, "workerinput"):
+        items.sort(key=lambda item: two_workers.turn_of(two_workers.file_of(item.nodeid)))
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    return two_workers.ByGroup(config, log)
 
 
 @pytest.fixture
