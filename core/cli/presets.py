@@ -72,7 +72,9 @@ def save(
 
 
 @app.command()
-def rename(name: _Name, new_name: Annotated[str, typer.Argument(metavar="NEW_NAME")]) -> None:
+def rename(
+    name: _Name, new_name: Annotated[str, typer.Argument(metavar="NEW_NAME", help="Its new name.")]
+) -> None:
     """Give a preset another name."""
     with opened() as presets:
         presets.rename(name, new_name)
