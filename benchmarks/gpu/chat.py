@@ -1,18 +1,18 @@
 """A chat's wait for its first token and between tokens, alone and while a batch runs.
 
     python benchmarks/gpu/chat.py MODEL [--rows 3000] [--input 200] [--output 128]
-        [--chunks 2048 ...] [--lots 0 1024 ...]
+        [--chunks 2048 ...] [--repeats 2]
 
 A batch runs without chats, then with somebody who sends a chat, waits for its 32 tokens, and sends the next.
-`--chunks` are values of max_num_batched_tokens; 0 leaves it to the workbench. `--lots` are prompt tokens
-of the batch that a step takes while somebody chats; 0: as many as come, always. Prints p50 and p95 of TTFT
-and ITL in ms, and what the batch lost.
+`--chunks` are values of max_num_batched_tokens; 0 leaves it to the workbench. Prints p50 and p95 of TTFT
+and ITL in ms, and what the batch lost, of each repeat and of all.
 """
 
 from __future__ import annotations
 
 import argparse
 import itertools
+import statistics
 import sys
 import tempfile
 import time
@@ -27,6 +27,7 @@ from workbench import GREEDY, Workbench, opened, say, say_conditions, texts, wri
 from core.types import Completion, EngineSpec, Message, Priority, Request
 
 _numbers = itertools.count()
+Samples = tuple[list[float], list[float]]
 
 
 async def chat(bench: Workbench, text: str) -> tuple[float, list[float]]:
@@ -41,9 +42,8 @@ async def chat(bench: Workbench, text: str) -> tuple[float, list[float]]:
     return times[0] - sent, [later - earlier for earlier, later in itertools.pairwise(times)]
 
 
-def chats_while(
-    bench: Workbench, questions: list[str], going_on: Callable[[], bool]
-) -> tuple[list[float], list[float]]:
+def chats_while(bench: Workbench, questions: list[str], going_on: Callable[[], bool]) -> Samples:
+    """TTFTs and gaps between tokens, in seconds, of chats one after the other."""
     ttfts, itls = [], []
     for text in questions:
         if not going_on():
@@ -63,8 +63,10 @@ def percentiles(ttfts: list[float], itls: list[float]) -> dict[str, float]:
     return figures
 
 
-def batch(bench: Workbench, table: Path, params: dict, questions: list[str]) -> dict[str, float]:
-    """One run from an empty prefix cache, with the `questions` asked one after the other meanwhile."""
+def batch(bench: Workbench, table: Path, params: dict, questions: list[str]) -> tuple[float, Samples]:
+    """One run from an empty prefix cache, with the `questions` asked one after the other meanwhile:
+    its output tokens/s, and the chats' TTFTs and gaps.
+    """
     bench.forget_prefixes()
     run = bench.start(table, "{{ prompt }}", params)
 
@@ -72,13 +74,33 @@ def batch(bench: Workbench, table: Path, params: dict, questions: list[str]) -> 
         progress = bench.jobs.progress(run.run_id)
         return progress.counts.done / progress.rows
 
-    figures = {}
+    samples: Samples = ([], [])
     if questions:
         while share_done() < 0.1:
             time.sleep(0.01)
-        figures = percentiles(*chats_while(bench, questions, lambda: share_done() < 0.97))
+        samples = chats_while(bench, questions, lambda: share_done() < 0.97)
     done = bench.finish(run)
-    return {"rate": done["output_tokens"] / done["work_s"], **figures, **done}
+    return done["output_tokens"] / done["work_s"], samples
+
+
+def measure(bench: Workbench, table: Path, params: dict, questions: list[str], **conditions: int) -> None:
+    """The batch alone, as often with chats, and chats alone; in this order, as chats act on afterwards."""
+    repeats = conditions.pop("repeats")
+    alone = [batch(bench, table, params, [])[0] for _ in range(repeats)]
+    say(what="batch alone", **conditions, rates=alone)
+    chats_while(bench, questions[:5], lambda: True)
+    shared = []
+    ttfts, itls = [], []
+    for _ in range(repeats):
+        rate, found = batch(bench, table, params, questions[5:])
+        shared.append(rate)
+        ttfts += found[0]
+        itls += found[1]
+        say(what="batch with chats", **conditions, rate=rate, **percentiles(*found))
+    say(what="idle", **conditions, **percentiles(*chats_while(bench, questions[5:30], lambda: True)))
+    lost = 1 - statistics.mean(shared) / statistics.mean(alone)
+    say(what="all", **conditions, **percentiles(ttfts, itls), lost=lost, ttfts_ms=[
+        round(1000 * each) for each in ttfts])  # fmt: skip
 
 
 def main() -> None:
@@ -88,11 +110,11 @@ def main() -> None:
     parser.add_argument("--input", type=int, default=200)
     parser.add_argument("--output", type=int, default=128)
     parser.add_argument("--chunks", type=int, nargs="+", default=[0])
-    parser.add_argument("--lots", type=int, nargs="+", default=[])
+    parser.add_argument("--repeats", type=int, default=2)
     parser.add_argument("--slots", type=int, default=0)
     options = parser.parse_args()
     say_conditions()
-    questions = texts(options.model, 400, 60, 3)
+    questions = texts(options.model, 600, 60, 3)
     params = {**GREEDY, "max_tokens": options.output}
     for chunk in options.chunks:
         spec = EngineSpec(model=str(options.model), max_model_len=4096, max_num_batched_tokens=chunk or None,
@@ -102,16 +124,8 @@ def main() -> None:
             rows = [{"prompt": text} for text in texts(options.model, options.rows, options.input, 1)]
             write_table(table, rows[:300])
             bench.finish(bench.start(table, "{{ prompt }}", {**params, "max_tokens": 16}))
-            chats_while(bench, questions[:5], lambda: True)
-            say(what="idle", chunk=chunk, **percentiles(*chats_while(bench, questions[5:30], lambda: True)))
             write_table(table, rows)
-            alone = batch(bench, table, params, [])
-            say(what="batch alone", chunk=chunk, **alone)
-            for lot in options.lots or [bench.engine.admission.chat_tokens]:
-                bench.engine.admission.chat_tokens = lot
-                shared = batch(bench, table, params, questions)
-                say(what="batch with chats", chunk=chunk, lot=lot, **shared)
-                say(what="lost", chunk=chunk, lot=lot, share=1 - shared["rate"] / alone["rate"])
+            measure(bench, table, params, questions, chunk=chunk, repeats=options.repeats)
 
 
 if __name__ == "__main__":
