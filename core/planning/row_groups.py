@@ -9,7 +9,6 @@ common stays as it is. Pure: numpy and pandas on arrays of one entry a row.
 from __future__ import annotations
 
 import numpy as np
-import pandas as pd
 
 PREFIX_CHARS = (64, 256, 1024, 4096)
 """How much of a text is compared before the whole of it. 64 characters are about one KV-cache block."""
@@ -20,6 +19,8 @@ _SPREAD = np.uint64(0x9E3779B97F4A7C15)
 
 def numbered(hashes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """(codes, firsts), int64: values numbered in the order they first appear, and where each does."""
+    import pandas as pd  # takes as long as the start of a command that needs none
+
     codes, _values = pd.factorize(hashes)
     return codes, np.flatnonzero(np.diff(np.maximum.accumulate(codes), prepend=-1))
 
