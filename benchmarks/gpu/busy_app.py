@@ -80,7 +80,7 @@ class App:
 
     async def finish(self, run_id: str) -> dict[str, Any]:
         while (record := self.store.run(run_id)).state in ("queued", "running"):  # noqa: ASYNC110
-            await asyncio.sleep(0.2)
+            await asyncio.sleep(0.5)
         assert record.state == "finished" and record.ok == record.rows, record
         session = Run.open(self.settings.runs_dir, run_id).spec.sessions[-1]
         return {
@@ -135,9 +135,11 @@ def served(settings: Settings, store: Store, model: Path) -> Iterator[App]:
         port = free.getsockname()[1]
     asked = {"WORKBENCH_MAX_MODEL_LEN": "4096", "WORKBENCH_ENGINE": "vllm", **os.environ}
     log = settings.home / "app.log"
+    # what is not installed in a site-packages Streamlit takes for its own sources: wheels in a folder, say
+    arguments = [f"--server.port={port}", "--global.developmentMode=false"]
     with log.open("w") as file:
         process = subprocess.Popen(
-            [sys.executable, "-m", "streamlit", "run", "Home.py", f"--server.port={port}"],
+            [sys.executable, "-m", "streamlit", "run", "Home.py", *arguments],
             cwd=ROOT,
             env={**asked, "WORKBENCH_HOME": str(settings.home), "WORKBENCH_MODEL": str(model.resolve())},
             stdout=file,
