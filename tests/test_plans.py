@@ -2,6 +2,8 @@
 
 import itertools
 import json
+import threading
+from concurrent.futures import ThreadPoolExecutor
 
 import duckdb
 import pyarrow as pa
@@ -344,3 +346,24 @@ def test_rows_of_a_prompt_without_columns_all_ask_the_same(connection, tmp_path)
     assert make(connection, [], columns).requests == 1
     assert make(connection, [], columns, deterministic=False).requests == 3
     assert [row.row for row in read(connection, columns, range(3), [])] == [0, 1, 2]
+
+
+def test_a_plan_that_another_thread_is_making_is_waited_for(tmp_path):
+    """A run that is started while the page still forecasts it: two connections, one file."""
+    begun, go_on = threading.Event(), threading.Event()
+
+    def hold(_stage):
+        begun.set()
+        assert go_on.wait(30)
+
+    with duckdb.connect(tmp_path / "run.duckdb") as first, first.cursor() as second:
+        columns = stage(first, tmp_path / "table.csv", "a,b\n" + "x,1\ny,2\nx,3\n")
+        with ThreadPoolExecutor(2) as threads:
+            forecast = threads.submit(make, first, ("a",), columns, on_progress=hold)
+            assert begun.wait(30)
+            start = threads.submit(make, second, ("a",), columns, on_progress=lambda stage: None)
+            with pytest.raises(TimeoutError):
+                start.result(0.3)
+            go_on.set()
+            assert forecast.result(30) == start.result(30)
+        assert shared(second) == {2: 0}

@@ -13,8 +13,10 @@ from __future__ import annotations
 
 import contextlib
 import json
+import threading
 import time
-from collections.abc import Mapping, Sequence
+import weakref
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, replace
 from typing import Any
 
@@ -31,6 +33,8 @@ from core.run_spec import PlanSpec, PromptSpec, RunSpec
 __all__ = ["PlanInfo", "Report", "info", "make", "pending", "plan_run", "read"]
 
 _VERSION = 1
+_guard = threading.Lock()  # of what is below
+_making: weakref.WeakValueDictionary[str, threading.Lock] = weakref.WeakValueDictionary()  # by file
 
 
 def plan_run(
@@ -84,25 +88,40 @@ def make(
     made_for = json.dumps(
         [_VERSION, names, list(fields), options.reorder, dedupe, list(fixed_chars), answer_length]
     )
-    found = info(connection)
-    if found is not None and found.made_for == made_for:
-        return found
-    started = time.monotonic()
+    with _lock(connection):  # a forecast may be at it when the run is started
+        found = info(connection)
+        if found is not None and found.made_for == made_for:
+            return found
+        started = time.monotonic()
+        with _transaction(connection):
+            texts = Texts.of(names, columns)
+            maker = PlanMaker(connection, texts, fields, fixed_chars, on_progress or (lambda stage: None))
+            length = next((at for at, column in enumerate(columns) if column.name == answer_length), None)
+            plan = maker.make(reorder=options.reorder, dedupe=dedupe, slots=slots, answer_length=length)
+            plan = replace(plan, seconds=time.monotonic() - started, made_for=made_for)
+            connection.execute("CREATE OR REPLACE TABLE plan_info (info VARCHAR)")
+            connection.execute("INSERT INTO plan_info VALUES (?)", [json.dumps(asdict(plan))])
+        return plan
+
+
+def _lock(connection: duckdb.DuckDBPyConnection) -> threading.Lock:
+    """Of the connection's database, for all threads. No other process can have it open."""
+    query = "SELECT path FROM duckdb_databases() WHERE database_name = current_database()"
+    [(path,)] = connection.execute(query).fetchall()
+    with _guard:
+        return _making.setdefault(path or "", threading.Lock())
+
+
+@contextlib.contextmanager
+def _transaction(connection: duckdb.DuckDBPyConnection) -> Iterator[None]:
     connection.execute("BEGIN")
     try:
-        texts = Texts.of(names, columns)
-        maker = PlanMaker(connection, texts, fields, fixed_chars, on_progress or (lambda stage: None))
-        length = next((at for at, column in enumerate(columns) if column.name == answer_length), None)
-        plan = maker.make(reorder=options.reorder, dedupe=dedupe, slots=slots, answer_length=length)
-        plan = replace(plan, seconds=time.monotonic() - started, made_for=made_for)
-        connection.execute("CREATE OR REPLACE TABLE plan_info (info VARCHAR)")
-        connection.execute("INSERT INTO plan_info VALUES (?)", [json.dumps(asdict(plan))])
+        yield
         connection.execute("COMMIT")
     except BaseException:
         with contextlib.suppress(duckdb.Error):  # a commit that failed has already rolled back
             connection.execute("ROLLBACK")
         raise
-    return plan
 
 
 def info(connection: duckdb.DuckDBPyConnection) -> PlanInfo | None:
