@@ -3,6 +3,7 @@
 import contextlib
 import hashlib
 import json
+import random
 import re
 import threading
 import time
@@ -13,6 +14,14 @@ from urllib.parse import parse_qs, quote, unquote, urlsplit
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 BRANCHES = ("main", "master", COMMIT, "v1")
+WEIGHTS = b"\x02\x00\x00\x00\x00\x00\x00\x00{}" + random.Random(0).randbytes(3_000_000)
+TINY = {
+    "config.json": b'{"architectures": ["LlamaForCausalLM"], "model_type": "llama"}',
+    "model.safetensors": WEIGHTS,
+    "tokenizer.json": b"{}" * 2000,
+    "README.md": b"# A model",
+    "pytorch_model.bin": b"\x80\x04" * 1000,
+}
 _LFS_BYTES = 1000
 _PIECE_BYTES = 16 << 10
 
@@ -300,7 +309,10 @@ class _Handler(BaseHTTPRequestHandler):
 
 @contextlib.contextmanager
 def only_hub(folder, patch):
-    """A local server as the only hub of both kinds, with caches of its own below `folder` and no token."""
+    """A local server as the only hub of both kinds, with caches of its own below `folder` and no token.
+
+    It has one model, org/tiny.
+    """
     names = ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN", "MODELSCOPE_API_TOKEN", "HF_HUB_CACHE", "HF_HUB_OFFLINE")
     for name in names:
         patch.delenv(name, raising=False)
@@ -310,4 +322,5 @@ def only_hub(folder, patch):
         patch.setenv("HF_HOME", str(folder / "huggingface"))
         patch.setenv("MODELSCOPE_CACHE", str(folder / "modelscope"))
         patch.setenv("MODELSCOPE_HOME", str(folder / "modelscope-login"))
+        server.models["org/tiny"] = Model(dict(TINY))
         yield server

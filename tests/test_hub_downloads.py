@@ -3,7 +3,6 @@
 import contextlib
 import json
 import os
-import random
 import resource
 import signal
 import subprocess
@@ -13,7 +12,7 @@ from pathlib import Path
 
 import psutil
 import pytest
-from hub_server import COMMIT, HubServer, Model, only_hub
+from hub_server import COMMIT, TINY, WEIGHTS, HubServer, Model, only_hub
 from waiting import until
 
 from core.cli import hub as cli_hub
@@ -24,14 +23,6 @@ from core.secrets import Secrets
 
 ROOT = Path(__file__).parents[1]
 HUBS = ("huggingface", "modelscope")
-WEIGHTS = random.Random(0).randbytes(3_000_000)
-FILES = {
-    "config.json": b'{"architectures": ["LlamaForCausalLM"]}',
-    "model.safetensors": WEIGHTS,
-    "tokenizer.json": b"{}" * 2000,
-    "README.md": b"# A model",
-    "pytorch_model.bin": b"\x80\x04" * 1000,
-}
 TAKEN = {"config.json", "model.safetensors", "tokenizer.json", "README.md"}
 pytestmark = pytest.mark.usefixtures("hub")
 
@@ -40,7 +31,6 @@ pytestmark = pytest.mark.usefixtures("hub")
 def hub(tmp_path, monkeypatch) -> HubServer:
     with only_hub(tmp_path, monkeypatch) as server:
         monkeypatch.setenv("MODELSCOPE_DOWNLOAD_MAX_RETRIES", "1")
-        server.models["org/tiny"] = Model(dict(FILES))
         yield server
 
 
@@ -79,7 +69,7 @@ def test_a_model_comes_whole_and_without_what_is_not_needed(name, hub, downloads
     assert (found.state, found.message) == ("finished", "")
     assert {file.path for file in found.files} == {path.name for path in found.path.iterdir()} == TAKEN
     assert (found.path / "model.safetensors").read_bytes() == WEIGHTS
-    assert found.received_bytes == found.total_bytes == sum(len(FILES[path]) for path in TAKEN)
+    assert found.received_bytes == found.total_bytes == sum(len(TINY[path]) for path in TAKEN)
     assert hub.sent("model.safetensors") == len(WEIGHTS)
     assert not hub.sent("pytorch_model.bin")
 
@@ -256,12 +246,12 @@ def test_cancel_removes_what_came_but_not_what_was_there(name, hub, downloads, t
     downloads.cancel(download_id)
     assert partial_bytes(tmp_path) == 0
     assert not list(tmp_path.rglob("model.safetensors*"))
-    assert (first.path / "tokenizer.json").read_bytes() == FILES["tokenizer.json"]
+    assert (first.path / "tokenizer.json").read_bytes() == TINY["tokenizer.json"]
     assert [one.download_id for one in downloads.list()] == [first.download_id]
     downloads.forget(first.download_id)
     assert downloads.list() == []
     assert (first.path / "tokenizer.json").is_file()
-    hub.models["org/other"] = Model(dict(FILES))
+    hub.models["org/other"] = Model(dict(TINY))
     download_id = downloads.start(DownloadSpec(hub=name, repo="org/other"))
     in_the_middle(downloads, download_id)
     downloads.cancel(download_id)
@@ -270,7 +260,7 @@ def test_cancel_removes_what_came_but_not_what_was_there(name, hub, downloads, t
 
 
 def test_several_run_at_once_and_another_process_can_pause_them(hub, settings, store, downloads):
-    hub.models["org/other"] = Model(dict(FILES))
+    hub.models["org/other"] = Model(dict(TINY))
     hub.bytes_per_s = 3e5
     wanted = (("huggingface", "org/tiny"), ("huggingface", "org/other"), ("modelscope", "org/tiny"))
     ids = [downloads.start(DownloadSpec(hub=name, repo=repo)) for name, repo in wanted]
@@ -287,7 +277,7 @@ def test_several_run_at_once_and_another_process_can_pause_them(hub, settings, s
 
 @pytest.mark.parametrize("name", HUBS)
 def test_a_gated_model_says_what_to_do_and_comes_with_a_token(name, hub, downloads, settings):
-    hub.models["org/gated"] = Model(dict(FILES), gated=True, token="secret-token")
+    hub.models["org/gated"] = Model(dict(TINY), gated=True, token="secret-token")
     spec = DownloadSpec(hub=name, repo="org/gated")
     assert repositories.look(name, "org/gated", settings=settings).locked
     with pytest.raises(HubError, match="its owner must let you in") as caught:
@@ -306,7 +296,7 @@ def test_a_gated_model_says_what_to_do_and_comes_with_a_token(name, hub, downloa
 
 @pytest.mark.parametrize("name", HUBS)
 def test_a_token_that_is_refused_is_not_repeated(name, hub, downloads, settings, monkeypatch):
-    hub.models["org/private"] = Model(dict(FILES), token="right")
+    hub.models["org/private"] = Model(dict(TINY), token="right")
     monkeypatch.setenv({"huggingface": "HF_TOKEN", "modelscope": "MODELSCOPE_API_TOKEN"}[name], "wrong-token")
     repo = repositories.look(name, "org/private", settings=settings)
     assert "wrong-token" not in repo.locked
@@ -358,7 +348,7 @@ def test_search_and_reading_a_part_of_a_file(name, hub, settings):
     hub.models["other/thing"] = Model({})
     (found,) = repositories.search(name, "TINY", settings=settings)
     assert (found.repo, found.downloads, found.likes, found.license) == ("org/tiny", 1234, 56, "apache-2.0")
-    size = {"huggingface": 2024, "modelscope": sum(map(len, FILES.values()))}
+    size = {"huggingface": 2024, "modelscope": sum(map(len, TINY.values()))}
     assert (found.size_bytes, found.updated_at.year) == (size[name], 2026)
     assert repositories.search(name, "no such", settings=settings) == []
     arguments = (name, "org/tiny", None, "model.safetensors")
@@ -388,7 +378,7 @@ def test_names_out_of_the_folder_are_left_out(hub, settings):
 
 
 def test_pickle_only_is_refused_until_it_is_allowed_for_this_model(hub, downloads, settings):
-    files = {path: content for path, content in FILES.items() if path != "model.safetensors"}
+    files = {path: content for path, content in TINY.items() if path != "model.safetensors"}
     hub.models["org/pickled"] = Model(files)
     spec = DownloadSpec(hub="huggingface", repo="org/pickled")
     with pytest.raises(HubError, match="pickle only") as caught:
@@ -447,7 +437,7 @@ def test_a_catalogue_that_can_not_be_written_leaves_no_process_and_is_made_up_fo
 
     monkeypatch.setattr(downloads, "_update", full)
     assert ended(downloads, download_id).state == "finished"
-    hub.models["org/other"] = Model(dict(FILES))
+    hub.models["org/other"] = Model(dict(TINY))
     with pytest.raises(WorkbenchError, match="disk is full"):
         downloads.start(DownloadSpec(hub="huggingface", repo="org/other"))
 

@@ -2,23 +2,15 @@
 
 import pytest
 from apps import button, opened, until
-from hub_server import HubServer, Model, only_hub
+from hub_server import TINY, HubServer, Model, only_hub
 
 from core.secrets import Secrets
 from pages.parts import session
-
-FILES = {
-    "config.json": b'{"architectures": ["LlamaForCausalLM"], "model_type": "llama"}',
-    "model.safetensors": b"\x02\x00\x00\x00\x00\x00\x00\x00{}" + bytes(2_000_000),
-    "tokenizer.json": b"{}" * 2000,
-    "pytorch_model.bin": b"\x80\x04" * 1000,
-}
 
 
 @pytest.fixture
 def hub(tmp_path, monkeypatch) -> HubServer:
     with only_hub(tmp_path, monkeypatch) as server:
-        server.models["org/tiny"] = Model(dict(FILES))
         yield server
 
 
@@ -52,14 +44,14 @@ def test_a_model_is_searched_looked_at_downloaded_and_opened(app, hub):
     write(app, "Search", "tin")
     assert "**org/tiny**" in words(app) and "apache-2.0" in words(app)
     press(app, "Look")
-    assert "4 files" in words(app) and "commit 01234567" in words(app)
+    assert "5 files" in words(app) and "commit 01234567" in words(app)
     (files,) = app.dataframe
     table = files.value.set_index("File")
     assert list(table["Taken"][["model.safetensors", "pytorch_model.bin"]]) == [True, False]
     assert "safetensors are taken instead" in table["Why not"]["pytorch_model.bin"]
     assert not app.checkbox
     hub.bytes_per_s = 2e5
-    press(app, "Download 1.9 MiB")
+    press(app, "Download 2.9 MiB")
     (download,) = session.downloads().list()
     press(app, "Pause")
     assert session.downloads().view(download.download_id).state == "paused"
@@ -80,7 +72,7 @@ def test_a_download_is_cancelled_only_after_it_was_asked(app, hub, tmp_path):
     hub.bytes_per_s = 2e5
     write(app, "Search", "org/tiny")
     press(app, "Look at org/tiny")
-    press(app, "Download 1.9 MiB")
+    press(app, "Download 2.9 MiB")
     press(app, "Cancel")
     press(app, "Keep")
     assert len(session.downloads().list()) == 1
@@ -94,7 +86,7 @@ def test_a_failure_is_shown_with_what_to_do(app, hub):
     hub.damaged["model.safetensors"] = 5
     write(app, "Search", "org/tiny")
     press(app, "Look at org/tiny")
-    press(app, "Download 1.9 MiB")
+    press(app, "Download 2.9 MiB")
     until(app, lambda: session.downloads().list()[0].state == "failed")
     assert "wrong checksum" in words(app) and "try again later" in words(app)
     press(app, "Resume")
@@ -131,7 +123,7 @@ def test_one_gguf_of_several_is_chosen(app, hub):
 
 
 def test_a_token_is_entered_used_and_forgotten_and_never_shown(app, hub, workspace):
-    hub.models["org/gated"] = Model(dict(FILES), gated=True, token="hf_secret")
+    hub.models["org/gated"] = Model(dict(TINY), gated=True, token="hf_secret")
     write(app, "Search", "org/gated")
     press(app, "Look at org/gated")
     assert "its owner must let you in" in words(app)
