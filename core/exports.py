@@ -166,15 +166,15 @@ def export(
 
 
 def export_input(connection: duckdb.DuckDBPyConnection, path: Path) -> int:
-    """Write the table as Parquet as it came, without rows that can't be used. Returns the rows.
+    """Write the table as it came, without rows that can't be used. Returns the rows.
 
-    Raises TableError.
+    As JSON Lines where `path` ends so, else as Parquet, which knows no nested JSON. Raises TableError.
     """
     columns = tables.info(connection).columns
     cells = ", ".join(f"c{index}" for index in range(len(columns)))
     query = f"SELECT {cells} FROM input WHERE _problem IS NULL ORDER BY _row"
     batches = connection.sql(query).to_arrow_reader(_ROWS_A_BATCH)
-    return tables.write(path, columns, batches, format="parquet")
+    return tables.write(path, columns, batches, format="jsonl" if path.suffix == ".jsonl" else "parquet")
 
 
 def _in_parts(cursor: duckdb.DuckDBPyConnection, query: str, spec: RunSpec) -> Iterator[pa.RecordBatch]:

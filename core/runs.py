@@ -284,7 +284,7 @@ class Run:
             )
 
     def export_input(self, path: Path) -> int:
-        """Write the table alone as Parquet, without rows that can't be used. Returns the rows.
+        """Write the table alone, without rows that can't be used: `exports.export_input`. Returns the rows.
 
         Raises TableError, and RunBusy while another process has the file.
         """

@@ -89,6 +89,24 @@ def test_files_are_named(measured, tmp_path):
         assert measured(command_line(spec)) == spec
 
 
+def test_what_rows_say_themselves_is_named(measured, tmp_path):
+    table, lines = tmp_path / "rows.csv", tmp_path / "lines.jsonl"
+    table.write_text("word,most\napple,3\npear,4\n")
+    asked = {"messages": [{"role": "user", "content": "apple"}], "max_tokens": 3}
+    line = {"custom_id": "a", "method": "POST", "url": "/v1/chat/completions", "body": asked}
+    lines.write_text(json.dumps(line))
+    by_column = PromptSpec(template="{{ word }}", param_columns={"max_tokens": "most"}, adapter="base")
+    for path, prompt in ((table, by_column), (lines, PromptSpec(mode="openai"))):
+        workload = TableWorkload(path=str(path), prompt=prompt, num_prompts=2)
+        spec = BenchSpec(kind="throughput", workload=workload)
+        assert measured(command_line(spec)) == spec
+    by_adapter = PromptSpec(template="{{ word }}", adapter="red", adapter_column="by")
+    workload = workload.model_copy(update={"prompt": by_adapter})
+    assert "--adapter red --adapter-column by" in command_line(
+        BenchSpec(kind="throughput", workload=workload)
+    )
+
+
 def test_what_the_command_cannot_say_is_not_said():
     example = ExampleSpec(user="a", assistant="b")
     table = {"path": "rows.csv", "num_prompts": 2}

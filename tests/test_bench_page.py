@@ -1,11 +1,13 @@
 """The benchmark page, run as Streamlit runs it, with the scripted engine."""
 
+import html
 import json
 
 import pytest
 from apps import button, opened, turned_to, until
 
-from core.bench.spec import BenchSpec, Load, RandomWorkload
+from core.bench.spec import BenchSpec, Load, RandomWorkload, TableWorkload
+from core.run_spec import PromptSpec
 from pages.parts import bench_actions, session
 
 SMALL = RandomWorkload(num_prompts=6, input_len=12, output_len=4)
@@ -229,6 +231,37 @@ def test_a_file_of_conversations_is_kept_under_its_name(app):
     press(app, "See the result")
     press(app, "Change")
     assert "3 conversations of" in words(app) and "talks.json" in words(app)
+
+
+def test_a_batch_file_is_measured_as_its_lines_say(app, tmp_path):
+    body = {"messages": [{"role": "user", "content": "apple"}], "max_tokens": 3}
+    line = {"custom_id": "a", "method": "POST", "url": "/v1/chat/completions", "body": body}
+    path = tmp_path / "lines.jsonl"
+    path.write_text("\n".join(json.dumps({**line, "custom_id": number}) for number in ("a", "b")))
+    run = session.jobs().stage_later(path, name="lines.jsonl").future.result(20)
+    choose(app, "What is asked", "table")
+    field(app, "Table").set_value(run.run_id).run()
+    assert "each line says itself what is asked" in words(app)
+    press(app, "Start")
+    until(app, is_idle)
+    (view,) = session.benchmarks().recent()
+    assert (view.state, view.message) == ("complete", "")
+    assert view.points[0].result["total_num_tokens"] > 0
+
+
+def test_parameters_and_adapters_of_rows_stay_in_a_form_that_has_no_fields_for_them(app, tmp_path):
+    rows = tmp_path / "rows.csv"
+    rows.write_text("word,most\napple,2\npear,3\n")
+    prompt = PromptSpec(template="{{ word }}", param_columns={"max_tokens": "most"}, adapter="base")
+    workload = TableWorkload(path=str(rows), prompt=prompt, num_prompts=2)
+    benchmark_id = measured(app, BenchSpec(kind="throughput", workload=workload))
+    app.query_params["bench"] = benchmark_id
+    app.run()
+    press(app, "Change")
+    assert "Also asked: max_tokens from the column most, adapter base." in html.unescape(words(app))
+    press(app, "Start")
+    until(app, is_idle)
+    assert session.benchmarks().recent()[0].spec.workload == workload
 
 
 def test_a_form_says_that_its_table_went_with_the_benchmark(app, tmp_path):

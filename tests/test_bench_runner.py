@@ -15,13 +15,16 @@ from types import SimpleNamespace
 
 import pynvml
 import pytest
+from test_adapters import make_adapter
 
+from core.adapters.registry import Adapters
 from core.bench import endings, files, knee, telemetry, workloads
 from core.bench.runner import Benchmarks
-from core.bench.spec import BenchSpec, Load, RandomWorkload, SharedPrefixWorkload, Sweep
+from core.bench.spec import BenchSpec, Load, RandomWorkload, SharedPrefixWorkload, Sweep, TableWorkload
 from core.bench.store import BenchStore
 from core.engines.scripted import ScriptedEngine
 from core.errors import BenchError, EngineDied, ParameterError, RequestRejected, WorkbenchError
+from core.run_spec import PromptSpec
 from core.runtime import Runtime
 from core.store import Store
 from core.types import EngineInfo
@@ -437,6 +440,29 @@ def test_what_the_engine_cannot_do_is_refused_before_anything_begins(at_once, mo
     until(lambda: at_once._runtime.status().phase == "empty")
     with pytest.raises(BenchError):
         at_once.start(spec())
+
+
+def test_a_table_is_answered_by_the_adapters_that_its_rows_name(at_once, tmp_path, monkeypatch):
+    adapters = Adapters(at_once._runtime.settings, at_once._kept._store)
+    adapters.add("red", make_adapter(tmp_path / "red", base="scripted"))
+    asked_by = []
+    answer = ScriptedEngine.complete
+
+    async def noted(self, request):
+        asked_by.append(request.adapter and request.adapter.name)
+        return await answer(self, request)
+
+    monkeypatch.setattr(ScriptedEngine, "complete", noted)
+    path = tmp_path / "rows.csv"
+    path.write_text("text,by\ntea,red\nmilk,\n")
+    prompt = PromptSpec(template="{{ text }}", adapter_column="by")
+    table = TableWorkload(path=str(path), prompt=prompt, num_prompts=None, output_len=2)
+    assert done(at_once, spec("throughput", workload=table, num_warmups=0)).state == "complete"
+    assert asked_by == ["red", None]
+    unable = replace(engine_of(at_once).info, cannot={"adapters": "It was loaded without LoRA."})
+    monkeypatch.setattr(engine_of(at_once), "info", unable)
+    with pytest.raises(ParameterError, match=r"asks for adapters\. It was loaded without LoRA"):
+        at_once.start(spec("throughput", workload=table))
 
 
 def test_prompts_that_do_not_fit_end_it_with_figures(at_once):

@@ -13,6 +13,7 @@ from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
 from core.bench import workloads
+from core.bench.measuring import requests_of
 from core.bench.spec import (
     BenchSpec,
     ConversationWorkload,
@@ -23,7 +24,7 @@ from core.bench.spec import (
 from core.engines.scripted import ScriptedEngine
 from core.errors import ParameterError, TableError, UnknownColumn
 from core.run_spec import ExampleSpec, PromptSpec
-from core.types import EngineSpec, TokenPiece
+from core.types import EngineSpec, LoraAdapter, TokenPiece
 
 TEMPLATE = PromptSpec(template="Say more about {{ text }}", system="Be brief.")
 
@@ -206,13 +207,67 @@ class TestTable:
         (request,) = workloads.plan(spec_of(workload), engine)
         assert "<assistant>\ntrees" in engine.decode(request.token_ids)
 
+    def test_a_row_has_its_own_parameters(self, engine, tmp_path):
+        """Benchmarks of such tables were refused, though batches ask them."""
+        path = tmp_path / "rows.csv"
+        path.write_text("text,most,warmth\ntea,5,0.5\ncoffee,,0.7\nmilk,many,1\n")
+        columns = {"max_tokens": "most", "temperature": "warmth"}
+        prompt = PromptSpec(template="{{ text }}", param_columns=columns)
+        workload = TableWorkload(path=str(path), prompt=prompt, num_prompts=None)
+        spec = spec_of(workload, params={"temperature": 0.7, "max_tokens": 9, "top_p": 0.9})
+        planned = workloads.plan(spec, engine)
+        # "many" is no number: a batch would not send that row
+        assert [one.params for one in planned] == [{"max_tokens": 5, "temperature": 0.5}, {}]
+        asked = requests_of(planned, spec.params, ignore_eos=True, max_model_len=8192, name="x")
+        assert [one.params for one in asked] == [
+            {"temperature": 0.5, "max_tokens": 5, "top_p": 0.9},
+            {"temperature": 0.7, "max_tokens": 9, "top_p": 0.9},
+        ]
+        fixed = [dataclasses.replace(one, output_len=3) for one in planned]
+        asked = requests_of(fixed, spec.params, ignore_eos=True, max_model_len=8192, name="x")
+        assert [one.params for one in asked] == [
+            {"temperature": 0.5, "max_tokens": 3, "top_p": 0.9, "ignore_eos": True},
+            {"temperature": 0.7, "max_tokens": 3, "top_p": 0.9, "ignore_eos": True},
+        ]
+
+    def test_rows_are_answered_by_their_adapters_and_warmed_up_with_each(self, engine, tmp_path):
+        path = tmp_path / "rows.csv"
+        path.write_text("text,by\ntea,\ncoffee,base\nmilk,red\nwater,blue\n")
+        adapters = {
+            name: LoraAdapter(name, "/none", number) for number, name in enumerate(["red", "blue"], 7)
+        }
+        prompt = PromptSpec(template="{{ text }}", adapter="blue", adapter_column="by")
+        spec = spec_of(TableWorkload(path=str(path), prompt=prompt, num_prompts=None), num_warmups=3)
+        planned = workloads.plan(spec, engine, None, adapters)
+        red, blue = adapters["red"], adapters["blue"]
+        assert [one.adapter for one in planned] == [blue, None, red, blue]
+        asked = requests_of(planned, {}, ignore_eos=False, max_model_len=8192, name="x")
+        assert [one.adapter for one in asked] == [blue, None, red, blue]
+        assert [one.adapter for one in workloads.warmups(spec, engine, planned)] == [blue, None, red]
+        with pytest.raises(ParameterError, match="There is no adapter 'blue'"):
+            workloads.plan(spec, engine, None, {"red": red})
+
+    def test_lines_of_a_batch_file_say_themselves_what_is_asked(self, engine, tmp_path):
+        path = tmp_path / "lines.jsonl"
+        bodies = [
+            {"messages": [{"role": "user", "content": "tea"}], "max_tokens": 4},
+            {"prompt": "coffee", "temperature": 0},
+        ]
+        urls = ["/v1/chat/completions", "/v1/completions"]
+        lines = [
+            {"custom_id": url, "method": "POST", "url": url, "body": body}
+            for url, body in zip(urls, bodies, strict=True)
+        ]
+        path.write_text("\n".join(map(json.dumps, lines)))
+        workload = TableWorkload(path=str(path), prompt=PromptSpec(mode="openai"), num_prompts=None)
+        chat, text = workloads.plan(spec_of(workload), engine)
+        assert engine.decode(chat.token_ids) == "<user>\ntea\n<assistant>\n"
+        assert (engine.decode(text.token_ids), text.params) == ("coffee", {"temperature": 0})
+        assert chat.params == {"max_tokens": 4}
+
     @pytest.mark.parametrize(
         ("values", "what"),
-        [
-            ({"turns": ("And then?",)}, "later turns"),
-            ({"param_columns": {"temperature": "text"}}, "parameters of single rows"),
-            ({"adapter": "mine"}, "adapters"),
-        ],
+        [({"turns": ("And then?",)}, "later turns"), ({"turns_column": "text"}, "later turns")],
     )
     def test_what_a_benchmark_can_not_send_is_refused(self, engine, tmp_path, values, what):
         workload = TableWorkload(

@@ -23,10 +23,10 @@ def command_line(spec: BenchSpec) -> str | None:
     workload = spec.workload
     words = ["python", "-m", "core", "bench", spec.kind]
     if isinstance(workload, TableWorkload):
-        plain = PromptSpec(template=workload.prompt.template, system=workload.prompt.system)
-        if workload.prompt != plain or workload.num_prompts is None:
+        words_of_table = _of_table(workload)
+        if words_of_table is None:
             return None
-        words += ["--template", plain.template, *(["--system", plain.system] if plain.system else [])]
+        words += words_of_table
     if spec.kind == "latency":
         words += _options(input_len=workload.input_len, output_len=workload.output_len)
         words += _options(
@@ -46,6 +46,21 @@ def command_line(spec: BenchSpec) -> str | None:
     words += [f"--param={assignment}" for assignment in sampling.as_assignments(spec.params)]
     words += [] if spec.ignore_eos else ["--no-ignore-eos"]
     return shlex.join(words)
+
+
+def _of_table(workload: TableWorkload) -> list[str] | None:
+    """What is made of the rows; None where there are no options for it."""
+    prompt = workload.prompt
+    if workload.num_prompts is None:
+        return None
+    if prompt == PromptSpec(mode="openai"):
+        return []
+    said = ("template", "system", "param_columns", "adapter", "adapter_column")
+    if prompt != PromptSpec(**{name: getattr(prompt, name) for name in said}):
+        return None
+    words = ["--template", prompt.template, *(["--system", prompt.system] if prompt.system else [])]
+    words += [f"--param-column={name}={column}" for name, column in prompt.param_columns.items()]
+    return words + _options(adapter=prompt.adapter, adapter_column=prompt.adapter_column)
 
 
 def _arriving(spec: BenchSpec) -> list[str] | None:

@@ -12,6 +12,7 @@ from collections.abc import Collection, Iterable
 from pathlib import Path
 from typing import Any, BinaryIO
 
+from core import openai_batch
 from core.runs import Run
 from core.store import new_id
 
@@ -45,7 +46,9 @@ class KeptFiles:
 
     def keep_run(self, run: Run) -> Path:
         """The table of a run as a file, which stays when the run goes. Raises TableError, RunBusy."""
-        path = self._folder / f"run-{run.run_id}.parquet"
+        # in Parquet the body of a Batch file's line would be a text
+        ending = "jsonl" if openai_batch.is_batch(run.info().columns) else "parquet"
+        path = self._folder / f"run-{run.run_id}.{ending}"
         if path.is_file():
             path.touch()  # somebody is about to measure it: it is no leftover
         else:

@@ -191,7 +191,7 @@ def requests_of(
     """Planned requests as the engine takes them, after chats and before batches.
 
     One with an `output_len` is answered with exactly that many tokens if `ignore_eos`; one without
-    ends where the model ends it, at the params' max_tokens, or where the context is full.
+    ends where the model ends it, at its own or the params' max_tokens, or where the context is full.
     """
     free = {name: value for name, value in params.items() if name not in ("max_tokens", "ignore_eos")}
     fixed: dict[int, dict[str, Any]] = {}
@@ -199,10 +199,21 @@ def requests_of(
     for number, one in enumerate(planned):
         if one.output_len is None:
             room = max(1, max_model_len - len(one.token_ids))
-            asked = {**free, "max_tokens": min(params.get("max_tokens") or room, room)}
+            most = one.params.get("max_tokens") or params.get("max_tokens") or room
+            asked = {**free, **one.params, "max_tokens": min(most, room)}
         else:
             asked = fixed.setdefault(
                 one.output_len, {**free, "max_tokens": one.output_len, "ignore_eos": ignore_eos}
             )
-        made.append(Request(id=f"{name}-{number}", prompt=one.token_ids, params=asked, priority=Priority.API))
+            if one.params:
+                asked = {**free, **one.params, "max_tokens": one.output_len, "ignore_eos": ignore_eos}
+        made.append(
+            Request(
+                id=f"{name}-{number}",
+                prompt=one.token_ids,
+                params=asked,
+                priority=Priority.API,
+                adapter=one.adapter,
+            )
+        )
     return made

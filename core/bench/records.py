@@ -8,17 +8,23 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from core.bench.spec import BenchSpec, Load
+from core.types import LoraAdapter
 
 BenchState = Literal["running", "complete", "stopped", "failed", "interrupted"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PlannedRequest:
-    """One request of a workload. `output_len`: the exact length wanted; None: where the model ends it."""
+    """One request of a workload. `output_len`: the exact length wanted; None: where the model ends it.
+
+    `params`: sampling parameters of its own; `adapter` answers it, None: the model itself.
+    """
 
     token_ids: tuple[int, ...]
     output_len: int | None
     group: int | None = None
+    params: Mapping[str, Any] = field(default_factory=dict)
+    adapter: LoraAdapter | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from core import machine
+from core.adapters.registry import registered
 from core.bench import files
 from core.bench.endings import Ending, Endings
 from core.bench.kept_files import KeptFiles
@@ -43,6 +44,7 @@ class Benchmarks:
 
     def __init__(self, runtime: Runtime, store: Store, settings: Settings) -> None:
         self._runtime = runtime
+        self._store = store
         self._kept = BenchStore(store, settings)
         self._endings = Endings(self._kept, runtime.spawn)
         self.files = KeptFiles(settings.benchmarks_dir / "files")
@@ -79,7 +81,7 @@ class Benchmarks:
                 self._endings.add_point(ending, summary, text)
                 return summary
 
-            work = self._work = BenchWork(benchmark_id, spec, engine, keep)
+            work = self._work = BenchWork(benchmark_id, spec, engine, keep, registered(self._store))
             self._future = self._runtime.spawn(self._run(work, ending))
         return benchmark_id
 

@@ -4,32 +4,40 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable, Coroutine, Iterator, Sequence
+from collections.abc import Callable, Coroutine, Iterator, Mapping, Sequence
+from types import MappingProxyType
 from typing import Any
 
 from core.bench import arrivals, knee, metrics, workloads
 from core.bench.measuring import Measuring, requests_of
 from core.bench.records import BenchState, PlannedRequest, Point, PointSummary, Progress
-from core.bench.spec import BenchSpec, Load, RandomWorkload
+from core.bench.spec import BenchSpec, Load, RandomWorkload, TableWorkload
 from core.engines.base import Engine
 from core.errors import BenchError, ParameterError
-from core.types import EngineInfo, Request
+from core.run_spec import PromptSpec
+from core.types import EngineInfo, LoraAdapter, Request
 
 
 class BenchWork:
     """Belongs to the engine's loop; `progress` may be read from any thread.
 
-    `keep` writes a point to disk; it is called in a thread.
+    `keep` writes a point to disk; it is called in a thread. `adapters` may be named by a table's rows.
     """
 
     def __init__(
-        self, benchmark_id: str, spec: BenchSpec, engine: Engine, keep: Callable[[Point], PointSummary]
+        self,
+        benchmark_id: str,
+        spec: BenchSpec,
+        engine: Engine,
+        keep: Callable[[Point], PointSummary],
+        adapters: Mapping[str, LoraAdapter] = MappingProxyType({}),
     ) -> None:
         self.benchmark_id = benchmark_id
         self.ends_as: BenchState | None = None
         self._spec = spec
         self._engine = engine
         self._keep = keep
+        self._adapters = adapters
         self._stage = "Preparing prompts"
         self._measuring: Measuring | None = None
         self._began = time.monotonic()
@@ -98,7 +106,7 @@ class BenchWork:
         most = load.max_concurrency if load else None
         streams = spec.kind == "serve"
         self._stage = "Preparing prompts"
-        planned = await asyncio.to_thread(workloads.plan, spec, engine, seed)
+        planned = await asyncio.to_thread(workloads.plan, spec, engine, seed, self._adapters)
         first_ones = await asyncio.to_thread(workloads.warmups, spec, engine, planned, seed)
         warmups = self._requests(first_ones, "warm-up")
         requests = self._requests(planned, str(number))
@@ -163,10 +171,25 @@ def check(spec: BenchSpec, info: EngineInfo) -> None:
             hint = f"Leave {name} out." if name != "ignore_eos" else "Let answers end where the model ends."
             raise ParameterError(f"{name} can't be asked of this engine: {reason}", hint=hint)
     workload = spec.workload
+    if isinstance(workload, TableWorkload):
+        _check_table(workload.prompt, info)
     if spec.kind == "latency" and (not isinstance(workload, RandomWorkload) or workload.range_ratio):
         raise ParameterError(
             "Latency is measured with prompts of one length.", hint="Choose random prompts, all equally long."
         )
+
+
+def _check_table(prompt: PromptSpec, info: EngineInfo) -> None:
+    if (prompt.adapter or prompt.adapter_column) and "adapters" in info.cannot:
+        raise ParameterError(
+            f"The table asks for adapters. {info.cannot['adapters']}", hint="Load the model with LoRA."
+        )
+    for name, column in prompt.param_columns.items():
+        if name in info.cannot_params:
+            reason = info.cannot_params[name]
+            raise ParameterError(
+                f"{name} can't be asked of this engine: {reason}", hint=f"Leave column {column!r} out."
+            )
 
 
 def title(spec: BenchSpec, info: EngineInfo) -> str:

@@ -10,14 +10,16 @@ import contextlib
 import itertools
 import math
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import duckdb
 import numpy as np
 
 from core import results, sampling, tables
+from core.adapters.registry import named
 from core.asks import encodable
 from core.bench.records import PlannedRequest
 from core.bench.spec import (
@@ -33,7 +35,7 @@ from core.errors import ParameterError
 from core.recipes import Recipe
 from core.requests import Item, Preparer
 from core.run_spec import OverflowSpec, PromptSpec
-from core.types import EngineInfo
+from core.types import EngineInfo, LoraAdapter
 
 _AT_ONCE = 256
 _BOUNDS = {"memory_limit": "512MB", "threads": "2"}
@@ -46,8 +48,15 @@ _MOST_CHARACTERS = 1 << 17  # longer texts are surely too many tokens: they aren
 _USERS = ("human", "user")
 
 
-def plan(spec: BenchSpec, engine: Engine, seed: int | None = None) -> list[PlannedRequest]:
+def plan(
+    spec: BenchSpec,
+    engine: Engine,
+    seed: int | None = None,
+    adapters: Mapping[str, LoraAdapter] = MappingProxyType({}),
+) -> list[PlannedRequest]:
     """The requests of one measurement, in the order they are sent. `seed` None: the specification's.
+
+    `adapters`: as `core.adapters.registry.registered` gives them, for a table that names some.
 
     Reads and tokenizes: to be called from a thread, never from the loop. Raises ParameterError for
     what the engine can't do or what doesn't fit its context, TableError or TemplateError for a file or
@@ -68,7 +77,7 @@ def plan(spec: BenchSpec, engine: Engine, seed: int | None = None) -> list[Plann
         case SharedPrefixWorkload():
             planned = _shared_prefix(workload, engine, rng)
         case TableWorkload():
-            planned = _table(workload, engine, rng)
+            planned = _table(workload, spec.params, engine, rng, adapters)
         case ConversationWorkload():
             planned = _conversations(workload, engine, rng)
     _check_fit(planned, engine.info)
@@ -78,18 +87,28 @@ def plan(spec: BenchSpec, engine: Engine, seed: int | None = None) -> list[Plann
 def warmups(
     spec: BenchSpec, engine: Engine, planned: Sequence[PlannedRequest], seed: int | None = None
 ) -> list[PlannedRequest]:
-    """`num_warmups` requests of random tokens, as long as those `planned`; they share no prefix with them."""
+    """`num_warmups` requests of random tokens, as long as those `planned`; they share no prefix with them.
+
+    Those with different adapters come first: an adapter is loaded at its first request.
+    """
     if not spec.num_warmups:
         return []
     # a stream of its own: the measured requests' tokens can't be drawn again
     rng = np.random.default_rng([spec.seed if seed is None else seed, 1])
     pool = token_pool(engine)
+    first_of: dict[Any, int] = {}
+    for at, request in enumerate(planned):
+        first_of.setdefault(request.adapter and request.adapter.number, at)
+    firsts = set(first_of.values())
+    order = sorted(range(len(planned)), key=lambda at: at not in firsts)
+    like = [planned[at] for at in itertools.islice(itertools.cycle(order), spec.num_warmups)]
     return [
         PlannedRequest(
             token_ids=_draw(pool, len(request.token_ids), rng),
             output_len=request.output_len or _free_length(spec),
+            adapter=request.adapter,
         )
-        for request in itertools.islice(itertools.cycle(planned), spec.num_warmups)
+        for request in like
     ]
 
 
@@ -176,12 +195,19 @@ def _draw(pool: np.ndarray, length: int, rng: np.random.Generator) -> tuple[int,
     return tuple(pool[rng.integers(0, len(pool), size=length)].tolist())
 
 
-def _table(workload: TableWorkload, engine: Engine, rng: np.random.Generator) -> list[PlannedRequest]:
+def _table(
+    workload: TableWorkload,
+    params: Mapping[str, Any],
+    engine: Engine,
+    rng: np.random.Generator,
+    adapters: Mapping[str, LoraAdapter],
+) -> list[PlannedRequest]:
     """Rows of a table, as a batch run would send them; those that a batch would not send are left out.
 
     Where the table has fewer rows than asked for, all there are.
     """
     _check_prompt(workload.prompt)
+    named(workload.prompt.adapter, adapters)  # else it would be wrong in each row
     name = Path(workload.path).name
     planned: list[PlannedRequest] = []
     reason = "It has no rows."
@@ -194,12 +220,11 @@ def _table(workload: TableWorkload, engine: Engine, rng: np.random.Generator) ->
             )
         order = np.arange(staged.rows) if workload.num_prompts is None else rng.permutation(staged.rows)
         recipe = Recipe(workload.prompt, staged.columns)
-        preparer = Preparer(recipe, staged.columns, engine, {"max_tokens": 1}, OverflowSpec())
+        preparer = Preparer(recipe, staged.columns, engine, params, OverflowSpec(), adapters=adapters)
         for rows in _in_order(connection, staged.columns, order, recipe.variables):
             for outcome in preparer.prepare([(row, None) for row in rows]):
                 if isinstance(outcome, Item):
-                    token_ids = tuple(outcome.token_ids)
-                    planned.append(PlannedRequest(token_ids=token_ids, output_len=workload.output_len))
+                    planned.append(_planned(outcome, workload.output_len, params))
                 elif outcome.prompt_tokens is not None:  # without it, the lengths would not be the table's
                     raise ParameterError(
                         f"Row {outcome.row + 1:,} of {name} does not fit. {outcome.error}",
@@ -224,19 +249,20 @@ def _staged(path: str) -> Iterator[tuple[duckdb.DuckDBPyConnection, tables.Table
         yield connection, tables.stage(Path(path), connection)
 
 
+def _planned(item: Item, output_len: int | None, params: Mapping[str, Any]) -> PlannedRequest:
+    """A row as a request: what differs from the benchmark's own `params` is the row's own."""
+    own = {name: value for name, value in item.params.items() if name not in params or params[name] != value}
+    return PlannedRequest(
+        token_ids=tuple(item.token_ids), output_len=output_len, params=own, adapter=item.adapter
+    )
+
+
 def _check_prompt(prompt: PromptSpec) -> None:
-    """Raise for what makes requests differ in more than their prompts."""
-    surplus = {
-        "later turns": prompt.turns or prompt.turns_column,
-        "parameters of single rows": prompt.param_columns or prompt.mode == "openai",
-        "adapters": prompt.adapter or prompt.adapter_column,
-    }
-    for what, is_asked in surplus.items():
-        if is_asked:
-            raise ParameterError(
-                f"A benchmark sends one prompt a row, all with the same parameters: it knows no {what}.",
-                hint="Leave them out.",
-            )
+    """Raise for further turns: their prompts are made of answers, while the engine would be measured."""
+    if prompt.turns or prompt.turns_column:
+        raise ParameterError(
+            "A benchmark sends one prompt a row: it knows no later turns.", hint="Leave them out."
+        )
 
 
 def _in_order(

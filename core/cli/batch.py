@@ -13,7 +13,7 @@ import typer
 from core import few_shot, openai_batch, sampling, tables
 from core.cli import presets as cli_presets
 from core.cli.engine import EngineOptions
-from core.cli.options import JsonOption, grouped
+from core.cli.options import JsonOption, grouped, pairs
 from core.cli.session import Session
 from core.errors import ParameterError, WorkbenchError
 from core.run_spec import EvaluationSpec, Instructions, OutputSpec, OverflowSpec, PlanSpec
@@ -172,7 +172,7 @@ def batch(
             turns=tuple(turn or ()),
             turns_column=turns_column,
             params=_params(preset, param or [], seed, _structure(choice, schema, regex, grammar), logprobs),
-            param_columns=_pairs(param_column or []),
+            param_columns=pairs(param_column or []),
             adapter=adapter,
             adapter_column=adapter_column,
             answer_column=answer_column,
@@ -279,16 +279,6 @@ def _listed(names: str | None) -> tuple[str, ...]:
     """Column names between commas; one that has a comma itself stands in double quotes, as in CSV."""
     (row,) = csv.reader([names or ""], skipinitialspace=True)
     return tuple(name.strip() for name in row if name.strip())
-
-
-def _pairs(assignments: list[str]) -> dict[str, str]:
-    pairs = {}
-    for assignment in assignments:
-        name, equals, column = assignment.partition("=")
-        if not equals or not name or not column:
-            raise ParameterError(f"{assignment!r} is not of the form NAME=COLUMN.", hint="seed=s, say.")
-        pairs[name.strip()] = column
-    return pairs
 
 
 def _check_resume(context: typer.Context) -> None:

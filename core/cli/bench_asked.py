@@ -11,7 +11,7 @@ from typing import Any, get_args
 
 from pydantic import ValidationError
 
-from core import sampling, tables
+from core import openai_batch, sampling, tables
 from core.bench.spec import (
     METRICS,
     Arrivals,
@@ -25,11 +25,13 @@ from core.bench.spec import (
     Workload,
 )
 from core.cli.bench_options import DATASETS, PointOptions, WorkloadOptions
+from core.cli.options import pairs
 from core.errors import ParameterError
 from core.run_spec import PromptSpec
 
 _LENGTHS = ("num_prompts", "input_len", "output_len", "range_ratio", "prefix_len", "suffix_len",
             "num_prefixes")  # fmt: skip
+_OF_TABLES = ("template", "system", "param_column", "adapter", "adapter_column")
 _SWEPT = ("request_rate", "max_concurrency")
 _NUMBER = re.compile(r"(\w+)[:=](\d+(?:\.\d+)?)")
 
@@ -73,17 +75,17 @@ def workload(options: WorkloadOptions) -> Workload:
     kind = kinds[dataset]
     said = {name: value for name in _LENGTHS if (value := getattr(options, name)) is not None}
     surplus = [name for name in said if name not in kind.model_fields]
-    if (options.template or options.system) and kind is not TableWorkload:
-        surplus.append("template" if options.template else "system")
+    if kind is not TableWorkload:
+        surplus += [name for name in _OF_TABLES if getattr(options, name)]
     if path is not None and "path" not in kind.model_fields:
         surplus.append("dataset_path")
     if surplus:
-        options = ", ".join(f"--{name.replace('_', '-')}" for name in surplus)
-        raise ParameterError(f"{options}: not for the dataset {dataset}.", hint="Leave it out.")
+        listed = ", ".join(f"--{name.replace('_', '-')}" for name in surplus)
+        raise ParameterError(f"{listed}: not for the dataset {dataset}.", hint="Leave it out.")
     if "path" in kind.model_fields:
         said["path"] = str(_file(path, dataset))
     if kind is TableWorkload:
-        said["prompt"] = _prompt(Path(said["path"]), options.template, options.system)
+        said["prompt"] = _prompt(Path(said["path"]), options)
     try:
         return kind(**said)
     except ValidationError as error:
@@ -108,11 +110,21 @@ def _file(path: Path | None, dataset: str) -> Path:
     return path.absolute()  # it is read again from wherever the benchmark is repeated
 
 
-def _prompt(path: Path, template: str | None, system: str) -> PromptSpec:
-    if template is None:
-        columns = ", ".join(column.name for column in tables.preview(path, rows=1).columns[:30])
-        raise ParameterError(f"--template is missing. The table's columns: {columns}.")
-    return PromptSpec(template=template, system=system)
+def _prompt(path: Path, options: WorkloadOptions) -> PromptSpec:
+    said: dict[str, Any] = {
+        "param_columns": pairs(options.param_column or []),
+        "adapter": options.adapter,
+        "adapter_column": options.adapter_column,
+    }
+    if options.template is not None:
+        return PromptSpec(template=options.template, system=options.system, **said)
+    columns = tables.preview(path, rows=1).columns
+    if openai_batch.is_batch(columns):
+        if options.system or any(said.values()):
+            raise ParameterError("Lines of a Batch file say all of that themselves.", hint="Leave it out.")
+        return PromptSpec(mode="openai")
+    listed = ", ".join(column.name for column in columns[:30])
+    raise ParameterError(f"--template is missing. The table's columns: {listed}.")
 
 
 def loads(

@@ -44,6 +44,17 @@ class WorkloadOptions:
     system: Annotated[
         str, typer.Option(help="A table's system prompt; may use columns too.", show_default=False)
     ] = ""
+    param_column: Annotated[
+        list[str] | None,
+        typer.Option(metavar="NAME=COLUMN", help="A column of the table that gives a parameter; repeatable."),
+    ] = None
+    adapter: Annotated[
+        str | None, typer.Option(metavar="NAME", help="The LoRA adapter that answers a table's rows.")
+    ] = None
+    adapter_column: Annotated[
+        str | None,
+        typer.Option(help="A column that names each row's adapter; empty: --adapter, base: the model."),
+    ] = None
     num_prompts: Annotated[int | None, typer.Option(min=1, help="Requests of each point. Default: 200.")] = (
         None
     )

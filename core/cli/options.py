@@ -61,3 +61,14 @@ def _flat(
                 default=field.default,
                 annotation=hints[field.name],
             )
+
+
+def pairs(assignments: list[str]) -> dict[str, str]:
+    """["seed=s"] as {"seed": "s"}: columns by the parameters that they give. Raises ParameterError."""
+    found = {}
+    for assignment in assignments:
+        name, equals, column = assignment.partition("=")
+        if not equals or not name or not column:
+            raise ParameterError(f"{assignment!r} is not of the form NAME=COLUMN.", hint="seed=s, say.")
+        found[name.strip()] = column
+    return found

@@ -8,7 +8,7 @@ from typing import Any
 
 import streamlit as st
 
-from core import prompts, tables
+from core import openai_batch, prompts, tables
 from core.bench.spec import MAX_PROMPTS, TableWorkload, Workload
 from core.errors import WorkbenchError
 from core.recipes import Recipe
@@ -37,7 +37,7 @@ def table_form(key: str, given: Workload) -> TableWorkload | None:
         return None
     with st.expander(f"Look at the table ({counted(len(found.columns), 'column')})"):
         st.dataframe([_shown(row) for row in found.rows], hide_index=True, height=240)
-    prompt = _prompt(f"{key}:{path.name}", found, path, start)
+    prompt = _own_prompts(found) or _prompt(f"{key}:{path.name}", found, path, start)
     with st.container(horizontal=True, vertical_alignment="bottom"):
         rows = st.number_input(
             "Rows", 1, MAX_PROMPTS, start.num_prompts if start else 200, key=f"{key}:n", width=170,
@@ -89,6 +89,14 @@ def _looked_at(path: str, modified_ns: int) -> tables.Preview:
     return tables.preview(Path(path), rows=_ROWS)
 
 
+def _own_prompts(found: tables.Preview) -> PromptSpec | None:
+    """Of a file whose lines say themselves what is asked."""
+    if not openai_batch.is_batch(found.columns):
+        return None
+    st.caption("An OpenAI Batch file: each line says itself what is asked, with its own parameters.")
+    return PromptSpec(mode="openai")
+
+
 def _prompt(key: str, found: tables.Preview, path: Path, start: TableWorkload | None) -> PromptSpec | None:
     """The template over the columns; None while it can't be used, which is then said."""
     state = st.session_state
@@ -108,6 +116,8 @@ def _prompt(key: str, found: tables.Preview, path: Path, start: TableWorkload | 
     )  # fmt: skip
     kept = start.prompt if start and start.path == str(path) else PromptSpec()
     prompt = kept.model_copy(update={"template": template, "system": system, "prompt_column": None})
+    if beside := _beside(prompt):
+        st.caption(plain_text(f"Also asked: {beside}."))
     try:
         recipe = Recipe(prompt, found.columns)
         if found.rows:
@@ -118,6 +128,16 @@ def _prompt(key: str, found: tables.Preview, path: Path, start: TableWorkload | 
         st.error(plain_text(str(error)))
         return None
     return prompt
+
+
+def _beside(prompt: PromptSpec) -> str:
+    """What the form has no fields for and keeps: parameters from columns, adapters."""
+    found = [f"{name} from the column {column}" for name, column in prompt.param_columns.items()]
+    if prompt.adapter_column is not None:
+        found.append(f"adapters from the column {prompt.adapter_column}")
+    if prompt.adapter is not None:
+        found.append(f"adapter {prompt.adapter}")
+    return ", ".join(found)
 
 
 def _first_template(found: tables.Preview, path: Path) -> str:
