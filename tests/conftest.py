@@ -2,21 +2,25 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import batch_runs
 import hypothesis
 import pytest
 import streamlit as st
 import two_workers
+from batch_runs import Batches
 from playwright.sync_api import Browser, expect, sync_playwright
 from streamlit.runtime.pages_manager import PagesManager
 
 from core import embedded
 from core.bootstrap import find_browser
+from core.jobs import Jobs
 from core.runtime import Runtime
 from core.settings import Settings, load_settings
 from core.store import Store
@@ -83,6 +87,23 @@ def make_scripted_runtime(tmp_path: Path) -> Iterator[Callable[..., Runtime]]:
     yield make
     for runtime in made:
         runtime.close()
+
+
+@pytest.fixture
+def make_batches(make_scripted_runtime: Callable[..., Runtime]) -> Iterator[Callable[..., Batches]]:
+    """Makes what batch runs need, each in a workspace of its own; takes Settings' fields."""
+    with contextlib.ExitStack() as stack:
+        yield lambda **values: stack.enter_context(batch_runs.opened(make_scripted_runtime(**values)))
+
+
+@pytest.fixture
+def batches(make_batches: Callable[..., Batches]) -> Batches:
+    return make_batches()
+
+
+@pytest.fixture
+def jobs(batches: Batches) -> Jobs:
+    return batches.jobs
 
 
 @pytest.fixture

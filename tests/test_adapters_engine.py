@@ -1,19 +1,19 @@
 """Adapters in the real vLLM: several in one batch, more than there is room for, broken ones."""
 
 import asyncio
-import csv
 import json
 import shutil
 from dataclasses import replace
 
+import batch_runs
 import numpy as np
 import pytest
 from api_serving import serving
+from batch_runs import exported, finish, write_csv
 from small_adapters import ANSWERS, made_for_tests
 
 from core.adapters.registry import Adapters
 from core.errors import RequestRejected
-from core.jobs import Jobs
 from core.run_spec import Instructions
 from core.runtime import Runtime
 from core.settings import load_settings
@@ -69,24 +69,17 @@ def adapter(made, name, number):
 def test_one_batch_answers_by_adapter_and_its_other_rows_as_without_lora(
     lora, engine_runtime, made, tmp_path
 ):
-    store = Store(lora.settings.catalogue_path)
-    adapters = Adapters(lora.settings, store)
-    for name, folder in made.items():
-        adapters.add(name, folder)
     rows = [[question, voice] for question in QUESTIONS for voice in ("pirate", "", "formal", "nobody")]
-    table = tmp_path / "table.csv"
-    with table.open("w", newline="") as file:
-        csv.writer(file).writerows([["question", "voice"], *rows])
+    table = write_csv(tmp_path / "table.csv", ["question", "voice"], rows)
     asked = Instructions(template="{{ question }}", adapter_column="voice", params=GREEDY)
-    jobs = Jobs(lora, store)
-    run = jobs.stage(table, instructions=asked)
-    jobs.start(run.run_id)
-    progress = jobs.wait(run.run_id, timeout_s=120)
-    jobs.close()
-    store.close()
-    assert (progress.state, progress.counts.ok, progress.counts.errors) == ("finished", 9, 3)
-    run.export(tmp_path / "out.jsonl")
-    written = [json.loads(line) for line in (tmp_path / "out.jsonl").read_text().splitlines()]
+    with batch_runs.opened(lora) as (_runtime, store, jobs):
+        adapters = Adapters(lora.settings, store)
+        for name, folder in made.items():
+            adapters.add(name, folder)
+        run = jobs.stage(table, instructions=asked)
+        counts = finish(jobs, run, timeout_s=120).counts
+    assert (counts.ok, counts.errors) == (9, 3)
+    written = exported(run, tmp_path)
     plain = engine_runtime.run(ask(engine_runtime.engine, [(question, None) for question in QUESTIONS]))
     assert [row["answer"] for row in written if not row["voice"]] == plain
     for name, answer in ANSWERS.items():

@@ -1,10 +1,10 @@
 """Adapters where answers are asked for: chats, comparisons, batches. On the scripted engine."""
 
-import csv
 import json
 from dataclasses import replace
 
 import pytest
+from batch_runs import exported, finish, write_csv
 from chatting import begin, ended
 from test_adapters import make_adapter
 from typer.testing import CliRunner
@@ -21,55 +21,33 @@ from core.comparing.runner import Comparisons
 from core.comparing.spec import SetSpec, grid, read_spec, to_prompt_spec
 from core.conversations import ChatOptions
 from core.errors import ModelError, ParameterError, TemplateError, UnknownColumn
-from core.jobs import Jobs
 from core.planning.forecast import forecast
 from core.run_spec import Instructions, PromptSpec
-from core.store import Store
 
 
 @pytest.fixture
-def workbench(make_scripted_runtime, tmp_path):
-    """(runtime, store, adapters) with the adapters red and blue."""
-    runtime = make_scripted_runtime()
-    store = Store(runtime.settings.catalogue_path)
-    adapters = Adapters(runtime.settings, store)
+def adapters(batches, tmp_path):
+    """With the adapters red and blue."""
+    adapters = Adapters(batches.runtime.settings, batches.store)
     for name in ("red", "blue"):
         adapters.add(name, make_adapter(tmp_path / name))
-    yield runtime, store, adapters
-    store.close()
+    return adapters
 
 
 @pytest.fixture
-def jobs(workbench):
-    jobs = Jobs(workbench[0], workbench[1])
-    yield jobs
-    jobs.close()
+def jobs(batches, adapters):
+    return batches.jobs
 
 
 def table(tmp_path, rows, columns=("text", "voice")):
-    path = tmp_path / "table.csv"
-    with path.open("w", newline="") as file:
-        csv.writer(file).writerows([columns, *rows])
-    return path
-
-
-def answers(run, tmp_path):
-    run.export(tmp_path / "out.jsonl")
-    return [json.loads(line) for line in (tmp_path / "out.jsonl").read_text().splitlines()]
-
-
-def finished(jobs, run, state="finished"):
-    jobs.start(run.run_id)
-    progress = jobs.wait(run.run_id, timeout_s=60)
-    assert progress.state == state, progress.message
-    return progress
+    return write_csv(tmp_path / "table.csv", columns, rows)
 
 
 # -- chats ------------------------------------------------------------------------
 
 
-def test_each_conversation_has_its_adapter(workbench):
-    runtime, store, adapters = workbench
+def test_each_conversation_has_its_adapter(batches, adapters):
+    runtime, store, _jobs = batches
     chats = Chats(runtime, store)
     found = {}
     for name in (None, "red", "BLUE", "base"):
@@ -91,8 +69,8 @@ def test_each_conversation_has_its_adapter(workbench):
 # -- comparisons --------------------------------------------------------------------
 
 
-def test_sets_differ_by_adapter(workbench):
-    runtime, store, _adapters = workbench
+def test_sets_differ_by_adapter(batches, adapters):
+    runtime, store, _jobs = batches
     comparisons = Comparisons(runtime, store)
     sets = grid(SetSpec(name="-", params={"temperature": 0}), {"adapter": ["base", "red", "blue"]})
     assert [one.name for one in sets] == ["adapter base", "adapter red", "adapter blue"]
@@ -124,17 +102,17 @@ def test_prompts_of_a_table_bring_no_adapters(tmp_path):
 # -- batches --------------------------------------------------------------------------
 
 
-def test_a_column_names_each_rows_adapter(jobs, workbench, tmp_path):
+def test_a_column_names_each_rows_adapter(jobs, batches, tmp_path):
     rows = [["a", "red"], ["a", "blue"], ["a", ""], ["a", "base"], ["a", " RED "], ["a", "green"]]
     asked = Instructions(
         template="{{ text }}", adapter="blue", adapter_column="voice", params={"temperature": 0}
     )
     run = jobs.stage(table(tmp_path, rows), instructions=asked)
-    expected = forecast(run, workbench[0].engine, workbench[1])
+    expected = forecast(run, batches.runtime.engine, batches.store)
     assert (expected.requests, expected.unusable) == (6, 1)
-    progress = finished(jobs, run)
+    progress = finish(jobs, run)
     assert (progress.counts.ok, progress.counts.errors) == (5, 1)
-    red, blue, empty, base, spaced, unknown = answers(run, tmp_path)
+    red, blue, empty, base, spaced, unknown = exported(run, tmp_path)
     assert blue["answer"] == empty["answer"] and red["answer"] == spaced["answer"]
     assert len({red["answer"], blue["answer"], base["answer"]}) == 3
     assert "There is no adapter 'green'. Registered: blue, red." in unknown["answer_error"]
@@ -144,9 +122,9 @@ def test_rows_that_differ_by_adapter_alone_share_no_answer(jobs, tmp_path):
     rows = [[f"text {n % 2}", voice] for n, voice in enumerate(["red", "red", "blue", "blue", "red", "blue"])]
     asked = Instructions(template="{{ text }}", adapter_column="voice", params={"temperature": 0})
     run = jobs.stage(table(tmp_path, rows), instructions=asked)
-    progress = finished(jobs, run)
+    progress = finish(jobs, run)
     assert (progress.counts.ok, progress.counts.shared) == (6, 2)
-    assert len({row["answer"] for row in answers(run, tmp_path)}) == 4
+    assert len({row["answer"] for row in exported(run, tmp_path)}) == 4
 
 
 def test_rows_of_one_adapter_are_asked_together(jobs, tmp_path):
@@ -154,50 +132,50 @@ def test_rows_of_one_adapter_are_asked_together(jobs, tmp_path):
     rows = [[long, ("red", "blue")[n % 2]] for n in range(40)]
     asked = Instructions(template="{{ text }}", adapter_column="voice", params={"temperature": 1})
     run = jobs.stage(table(tmp_path, rows), instructions=asked)
-    progress = finished(jobs, run)
+    progress = finish(jobs, run)
     assert progress.counts.ok == 40
     with run.connect() as connection:
         order = connection.execute("SELECT _row % 2 FROM plan ORDER BY position").fetchall()
     assert [voice for (voice,) in order] in ([0] * 20 + [1] * 20, [1] * 20 + [0] * 20)
 
 
-def test_an_edit_of_the_adapter_asks_only_rows_that_it_changes(jobs, workbench, tmp_path):
+def test_an_edit_of_the_adapter_asks_only_rows_that_it_changes(jobs, batches, tmp_path):
     rows = [["a", "red"], ["b", ""], ["c", ""]]
     asked = Instructions(template="{{ text }}", adapter_column="voice", params={"temperature": 0})
     run = jobs.stage(table(tmp_path, rows), instructions=asked)
-    finished(jobs, run)
-    before = answers(run, tmp_path)
-    revisions.edit(run, workbench[1], replace(asked, adapter="blue"))
-    assert finished(jobs, run).generated == 2
-    after = answers(run, tmp_path)
+    finish(jobs, run)
+    before = exported(run, tmp_path)
+    revisions.edit(run, batches.store, replace(asked, adapter="blue"))
+    assert finish(jobs, run).generated == 2
+    after = exported(run, tmp_path)
     assert before[0]["answer"] == after[0]["answer"]
     assert before[1]["answer"] != after[1]["answer"]
 
 
-def test_an_adapter_that_was_registered_anew_is_another_one(jobs, workbench, tmp_path):
+def test_an_adapter_that_was_registered_anew_is_another_one(jobs, batches, adapters, tmp_path):
     asked = Instructions(template="{{ text }}", adapter="red", params={"temperature": 0})
     run = jobs.stage(table(tmp_path, [["a", ""]]), instructions=asked)
-    finished(jobs, run)
-    workbench[2].remove("red")
-    workbench[2].add("red", tmp_path / "blue")
-    revisions.edit(run, workbench[1], asked)
-    assert finished(jobs, run).generated == 1
+    finish(jobs, run)
+    adapters.remove("red")
+    adapters.add("red", tmp_path / "blue")
+    revisions.edit(run, batches.store, asked)
+    assert finish(jobs, run).generated == 1
 
 
-def test_a_run_with_an_adapter_that_is_gone_fails_before_its_first_row(jobs, workbench, tmp_path):
+def test_a_run_with_an_adapter_that_is_gone_fails_before_its_first_row(jobs, adapters, tmp_path):
     asked = Instructions(template="{{ text }}", adapter="red")
     run = jobs.stage(table(tmp_path, [["a", ""]]), instructions=asked)
-    workbench[2].remove("red")
-    progress = finished(jobs, run, "failed")
+    adapters.remove("red")
+    progress = finish(jobs, run, "failed")
     assert "no adapter 'red'" in progress.message and progress.counts.done == 0
 
 
-def test_an_engine_without_adapters_says_so_once(jobs, workbench, tmp_path, monkeypatch):
-    engine = workbench[0].engine
+def test_an_engine_without_adapters_says_so_once(jobs, batches, adapters, tmp_path, monkeypatch):
+    engine = batches.runtime.engine
     monkeypatch.setattr(engine, "info", replace(engine.info, cannot={"adapters": "It has no LoRA."}))
     asked = Instructions(template="{{ text }}", adapter_column="voice")
     run = jobs.stage(table(tmp_path, [["a", "red"]]), instructions=asked)
-    progress = finished(jobs, run, "failed")
+    progress = finish(jobs, run, "failed")
     assert "It has no LoRA." in progress.message and "Load the model with LoRA" in progress.message
 
 

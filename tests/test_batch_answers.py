@@ -1,47 +1,14 @@
 """What a run may ask and keep beside a text: samples, turns, structures, shared and repeated answers."""
 
-import csv
 import json
 
 import pytest
+from batch_runs import exported, finish, write_csv
 
 from core import revisions
 from core.errors import ParameterError, RunError, TableError
-from core.jobs import Jobs
 from core.planning import plans
 from core.run_spec import EvaluationSpec, Instructions, OutputSpec, OverflowSpec, PlanSpec
-from core.store import Store
-
-
-@pytest.fixture
-def jobs(make_scripted_runtime):
-    runtime = make_scripted_runtime()
-    store = Store(runtime.settings.catalogue_path)
-    jobs = Jobs(runtime, store)
-    jobs.store = store
-    yield jobs
-    jobs.close()
-    store.close()
-
-
-def write_csv(path, columns, rows):
-    with path.open("w", encoding="utf-8", newline="") as file:
-        writer = csv.writer(file)
-        writer.writerow(columns)
-        writer.writerows(rows)
-    return path
-
-
-def finish(jobs, run):
-    jobs.start(run.run_id)
-    progress = jobs.wait(run.run_id, timeout_s=60)
-    assert progress.state == "finished", progress.message
-    return progress
-
-
-def export(run, tmp_path, **options):
-    run.export(tmp_path / "out.jsonl", **options)
-    return [json.loads(line) for line in (tmp_path / "out.jsonl").read_text(encoding="utf-8").splitlines()]
 
 
 @pytest.fixture
@@ -60,7 +27,7 @@ def test_equal_deterministic_requests_are_generated_once_and_answer_all_their_ro
     run = jobs.stage(sorted_table, instructions=asked)
     progress = finish(jobs, run)
     assert (progress.generated, progress.counts.ok, progress.counts.shared) == (3, 6, 3)
-    rows = export(run, tmp_path)
+    rows = exported(run, tmp_path)
     assert [row["id"] for row in rows] == [str(n) for n in range(6)]
     assert [rows[n]["answer"] == rows[n + 3]["answer"] for n in range(3)] == [True] * 3
     assert len({row["answer"] for row in rows}) == 3
@@ -101,7 +68,7 @@ def test_rows_with_equal_beginnings_run_together_and_come_back_in_the_files_orde
         plan = plans.info(connection)
     assert plan.reordered
     assert plan.prefix_planned > 0.8 > plan.prefix_file_order
-    answered = export(run, tmp_path)
+    answered = exported(run, tmp_path)
     assert [row["question"] for row in answered] == [row[0] for row in rows]
     assert all(row["answer"].endswith(row["question"]) for row in answered)
 
@@ -122,64 +89,64 @@ def test_fields_are_read_as_json_after_the_instruction(jobs, tmp_path):
     asked = Instructions(mode="fields", instruction="Judge.", fields=("title", "info"))
     run = jobs.stage(table, instructions=asked)
     assert finish(jobs, run).counts.ok == 3
-    answers = [row["answer"] for row in export(run, tmp_path)]
+    answers = [row["answer"] for row in exported(run, tmp_path)]
     assert all('"title":' in answer and '"info":' in answer for answer in answers)
 
 
 # -- doing it again -----------------------------------------------------------------
 
 
-def test_failed_rows_are_retried_and_the_others_left_alone(jobs, tmp_path):
+def test_failed_rows_are_retried_and_the_others_left_alone(jobs, batches, tmp_path):
     table = write_csv(tmp_path / "t.csv", ["text"], [["good"], ["word " * 9000], ["fine"]])
     run = jobs.stage(table, instructions=Instructions(template="{{ text }}"))
     assert finish(jobs, run).counts.errors == 1
-    revisions.retry_failed(run, jobs.store)
+    revisions.retry_failed(run, batches.store)
     assert jobs.progress(run.run_id).state == "stopped"
     run.update(overflow=OverflowSpec(action="right"))
     progress = finish(jobs, run)
     assert (progress.counts.ok, progress.counts.errors, progress.generated) == (3, 0, 1)
 
 
-def test_cut_answers_are_redone_with_more_tokens_and_stay_until_then(jobs, tmp_path):
+def test_cut_answers_are_redone_with_more_tokens_and_stay_until_then(jobs, batches, tmp_path):
     table = write_csv(tmp_path / "t.csv", ["text"], [["one two three four five six"], ["a"]])
     run = jobs.stage(table, instructions=Instructions(template="{{ text }}", params={"max_tokens": 3}))
     finish(jobs, run)
-    before = export(run, tmp_path)
+    before = exported(run, tmp_path)
     assert [row["answer_finish_reason"] for row in before] == ["length", "stop"]
     with pytest.raises(RunError, match="cut at 3 tokens"):
-        revisions.redo_truncated(run, jobs.store, 3)
-    assert revisions.redo_truncated(run, jobs.store, 50) == 1
-    assert export(run, tmp_path) == before
+        revisions.redo_truncated(run, batches.store, 3)
+    assert revisions.redo_truncated(run, batches.store, 50) == 1
+    assert exported(run, tmp_path) == before
     progress = finish(jobs, run)
-    after = export(run, tmp_path)
+    after = exported(run, tmp_path)
     assert progress.generated == 1
     assert after[0]["answer_finish_reason"] == "stop"
     assert after[0]["answer"].startswith(before[0]["answer"])
     assert after[1] == before[1]
 
 
-def test_a_changed_prompt_asks_only_the_rows_whose_request_changes(jobs, tmp_path):
+def test_a_changed_prompt_asks_only_the_rows_whose_request_changes(jobs, batches, tmp_path):
     table = write_csv(tmp_path / "t.csv", ["id", "note"], [["1", ""], ["2", "new"], ["3", ""]])
     run = jobs.stage(table, instructions=Instructions(template="Row {{ id }}", params={"temperature": 0}))
     finish(jobs, run)
-    before = export(run, tmp_path)
+    before = exported(run, tmp_path)
     edited = Instructions(
         template="Row {{ id }}{% if note %} ({{ note }}){% endif %}", params={"temperature": 0}
     )
-    assert revisions.edit(run, jobs.store, edited) == 3
+    assert revisions.edit(run, batches.store, edited) == 3
     progress = finish(jobs, run)
-    after = export(run, tmp_path)
+    after = exported(run, tmp_path)
     assert (progress.generated, progress.counts.ok) == (1, 3)
     assert [after[n] == before[n] for n in range(3)] == [True, False, True]
     assert "(new)" in after[1]["answer"]
 
 
-def test_more_tokens_for_all_ask_only_the_rows_that_were_cut(jobs, tmp_path):
+def test_more_tokens_for_all_ask_only_the_rows_that_were_cut(jobs, batches, tmp_path):
     table = write_csv(tmp_path / "t.csv", ["text"], [["one two three four five six"], ["a"]])
     run = jobs.stage(table, instructions=Instructions(template="{{ text }}", params={"max_tokens": 3}))
     finish(jobs, run)
     asked = revisions.instructions_of(run)
-    revisions.edit(run, jobs.store, Instructions(template=asked.template,
+    revisions.edit(run, batches.store, Instructions(template=asked.template,
                                                  params={**asked.params, "max_tokens": 60}))  # fmt: skip
     assert finish(jobs, run).generated == 1
 
@@ -195,7 +162,7 @@ def test_a_long_prompt_is_cut_where_the_user_says_and_the_row_says_how_much(jobs
     )
     run = jobs.stage(table, instructions=asked)
     assert finish(jobs, run).counts.ok == 2
-    rows = export(run, tmp_path)
+    rows = exported(run, tmp_path)
     assert rows[0]["answer_prompt_tokens"] <= 20
     assert 80 <= rows[0]["answer_truncated_tokens"] <= 90
     assert rows[1]["answer_truncated_tokens"] is None
@@ -209,7 +176,7 @@ def test_a_long_prompt_is_an_error_unless_told_otherwise(jobs, tmp_path):
         table, instructions=Instructions(template="{{ text }}", overflow=OverflowSpec(prompt_tokens=20))
     )
     assert finish(jobs, run).counts.errors == 1
-    assert "at most 20 are allowed" in export(run, tmp_path)[0]["answer_error"]
+    assert "at most 20 are allowed" in exported(run, tmp_path)[0]["answer_error"]
 
 
 # -- several answers, turns, structures --------------------------------------------------
@@ -221,7 +188,7 @@ def test_several_answers_become_columns_or_rows(jobs, tmp_path):
         asked = Instructions(template="{{ text }}", params={"n": 3}, output=OutputSpec(samples=samples))
         run = jobs.stage(table, instructions=asked)
         finish(jobs, run)
-        rows = export(run, tmp_path)
+        rows = exported(run, tmp_path)
         if samples == "columns":
             assert len(rows) == 3
             assert len({rows[0]["answer"], rows[0]["answer_2"], rows[0]["answer_3"]}) == 3
@@ -239,7 +206,7 @@ def test_turns_are_asked_in_sequence_and_each_answer_is_kept(jobs, tmp_path):
     run = jobs.stage(table, instructions=asked)
     progress = finish(jobs, run)
     assert progress.generated == 6
-    row = export(run, tmp_path)[0]
+    row = exported(run, tmp_path)[0]
     answers = [row["answer_turn_1"], row["answer_turn_2"], row["answer"]]
     assert len(set(answers)) == 3
     assert row["answer"].endswith("In one word?")  # the scripted engine repeats the end of what it read
@@ -252,7 +219,7 @@ def test_turns_of_a_row_come_from_a_column_of_json(jobs, tmp_path):
     run = jobs.stage(table, instructions=Instructions(template="{{ text }}", turns_column="more"))
     progress = finish(jobs, run)
     assert (progress.generated, progress.counts.ok, progress.counts.errors) == (4, 2, 1)
-    answered = export(run, tmp_path)
+    answered = exported(run, tmp_path)
     assert len(json.loads(answered[0]["answer_turns"])) == 3
     assert "more" in answered[2]["answer_error"]
 
@@ -273,7 +240,7 @@ def test_a_schemas_properties_become_columns_with_their_types_and_validity(jobs,
         instructions=Instructions(template="{{ text }}", params={"structured_outputs": {"json": schema}}),
     )
     finish(jobs, run)
-    row, empty = export(run, tmp_path)
+    row, empty = exported(run, tmp_path)
     answer = json.loads(row["answer"])
     assert (row["answer_label"], row["answer_score"], row["answer_a/b'c"]) == tuple(answer.values())
     assert row["answer_valid"] is True
@@ -291,7 +258,7 @@ def test_each_choice_has_a_column_with_its_probability(jobs, tmp_path):
     )
     run = jobs.stage(table, instructions=asked)
     finish(jobs, run)
-    for row in export(run, tmp_path):
+    for row in exported(run, tmp_path):
         chances = [row["answer_p_yes"], row["answer_p_no"], row['answer_p_it\'s "odd"']]
         assert sum(chances) == pytest.approx(1)
         assert row["answer"] in ("yes", "no", 'it\'s "odd"')
@@ -302,7 +269,7 @@ def test_log_probabilities_become_columns(jobs, tmp_path):
     asked = Instructions(template="{{ text }}", params={"logprobs": 0}, output=OutputSpec(logprobs=True))
     run = jobs.stage(table, instructions=asked)
     finish(jobs, run)
-    (row,) = export(run, tmp_path)
+    (row,) = exported(run, tmp_path)
     assert row["answer_logprob"] < 0
     assert row["answer_mean_logprob"] == pytest.approx(row["answer_logprob"] / row["answer_output_tokens"])
 
@@ -316,7 +283,7 @@ def test_a_column_gives_a_rows_own_parameters(jobs, tmp_path):
     )
     run = jobs.stage(table, instructions=asked)
     finish(jobs, run)
-    rows = export(run, tmp_path)
+    rows = exported(run, tmp_path)
     assert rows[0]["answer_output_tokens"] == 2
     assert rows[1]["answer_output_tokens"] > 2
     assert rows[2]["answer_status"] == "error"
@@ -328,7 +295,7 @@ def test_chats_of_a_column_are_sent_as_they_are(jobs, tmp_path):
     table = write_csv(tmp_path / "t.csv", ["chat"], [[json.dumps(chat)], ["[]"]])
     run = jobs.stage(table, instructions=Instructions(mode="messages", messages_column="chat"))
     finish(jobs, run)
-    rows = export(run, tmp_path)
+    rows = exported(run, tmp_path)
     assert rows[0]["answer"].endswith("Hi there")
     assert rows[1]["answer_status"] == "error"
 
@@ -343,7 +310,7 @@ def test_an_openai_batch_file_comes_back_as_openai_gives_it(jobs, tmp_path):
     path.write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
     run = jobs.stage(path, instructions=Instructions(mode="openai"))
     finish(jobs, run)
-    first, second = export(run, tmp_path, format="openai-batch")
+    first, second = exported(run, tmp_path, format="openai-batch")
     assert (first["custom_id"], second["custom_id"]) == ("one", "two")
     assert first["response"]["status_code"] == 200
     answer = first["response"]["body"]

@@ -1,57 +1,26 @@
 """What once went wrong in batch runs: lost, doubled and stale answers, runs that read as what they aren't."""
 
-import csv
 import errno
 import json
 import threading
 import time
 from dataclasses import replace
 
+import batch_runs
 import pytest
+from batch_runs import write_csv
 from waiting import until
 
 from core import batch, disk, results, revisions, run_queue
 from core.engines import scripted, watch
 from core.engines.scripted import ScriptedEngine
 from core.errors import EngineDied, RunError, WorkbenchError
-from core.jobs import Jobs
 from core.run_spec import Instructions, OutputSpec, OverflowSpec, PlanSpec
-from core.store import Store
-
-
-@pytest.fixture
-def make_jobs(make_scripted_runtime):
-    made = []
-
-    def make(**values):
-        runtime = make_scripted_runtime(**values)
-        store = Store(runtime.settings.catalogue_path)
-        jobs = Jobs(runtime, store)
-        jobs.store, jobs.runtime = store, runtime
-        made.append(jobs)
-        return jobs
-
-    yield make
-    for jobs in made:
-        jobs.close()
-        jobs.store.close()
-
-
-@pytest.fixture
-def jobs(make_jobs):
-    return make_jobs()
-
-
-def write_csv(path, columns, rows):
-    with path.open("w", encoding="utf-8", newline="") as file:
-        csv.writer(file).writerows([columns, *rows])
-    return path
 
 
 def finish(jobs, run):
-    jobs.start(run.run_id)
-    progress = jobs.wait(run.run_id, timeout_s=60)
-    assert progress.state == "finished", progress.message
+    """To its end, with one result a row."""
+    progress = batch_runs.finish(jobs, run)
     with run.connect() as connection:
         rows = connection.execute("SELECT _row FROM results ORDER BY _row").fetchall()
         assert results.read_counts(connection) == progress.counts
@@ -85,7 +54,7 @@ class DiesOfPoison(ScriptedEngine):
             raise EngineDied("The engine's process ended.")
 
 
-def test_a_row_set_aside_before_a_full_disk_gets_one_result(make_jobs, tmp_path, monkeypatch):
+def test_a_row_set_aside_before_a_full_disk_gets_one_result(make_batches, tmp_path, monkeypatch):
     """It was kept in mind over the pause and pending after it: two results, and a table with a row more."""
     monkeypatch.setattr(scripted, "ScriptedEngine", DiesOfPoison)
     monkeypatch.setattr(watch, "RESTART_DELAYS_S", (0.0,) * 9)
@@ -100,7 +69,7 @@ def test_a_row_set_aside_before_a_full_disk_gets_one_result(make_jobs, tmp_path,
         return append(connection, new, *args, **kwargs)
 
     monkeypatch.setattr(results, "append", full_once)
-    jobs = make_jobs(scripted_tokens_per_s=20, max_num_seqs=2)
+    jobs = make_batches(scripted_tokens_per_s=20, max_num_seqs=2).jobs
     table = write_csv(tmp_path / "t.csv", ["text"], [["poison"], *([f"fine {n}"] for n in range(12))])
     run = jobs.stage(table, instructions=Instructions(template="{{ text }}"))
     counts = finish(jobs, run).counts
@@ -109,7 +78,7 @@ def test_a_row_set_aside_before_a_full_disk_gets_one_result(make_jobs, tmp_path,
 
 
 def test_answers_that_were_kept_although_the_disk_said_it_was_full_are_not_kept_twice(
-    make_jobs, tmp_path, monkeypatch
+    make_batches, tmp_path, monkeypatch
 ):
     """A commit can reach the log and fail after that, when the log is written into the database."""
     monkeypatch.setattr(disk, "_LOOK_EVERY_S", 0.01)
@@ -123,17 +92,17 @@ def test_answers_that_were_kept_although_the_disk_said_it_was_full_are_not_kept_
         return counts
 
     monkeypatch.setattr(results, "append", full_after_the_commit)
-    jobs = make_jobs()
+    jobs = make_batches().jobs
     table = write_csv(tmp_path / "t.csv", ["text"], [[f"text {n}"] for n in range(5)])
     assert finish(jobs, jobs.stage(table, instructions=Instructions(template="{{ text }}"))).counts.ok == 5
     assert refused
 
 
 def test_a_run_whose_end_the_catalogue_could_not_take_does_not_read_as_at_work_for_ever(
-    jobs, tmp_path, monkeypatch
+    jobs, batches, tmp_path, monkeypatch
 ):
     monkeypatch.setattr(run_queue, "_TELL_AGAIN_S", 0.01)
-    tell, refusing = jobs.store.update_run, threading.Event()
+    tell, refusing = batches.store.update_run, threading.Event()
     refusing.set()
 
     def full(run_id, **values):
@@ -141,13 +110,13 @@ def test_a_run_whose_end_the_catalogue_could_not_take_does_not_read_as_at_work_f
             raise WorkbenchError("The catalogue can't be written: database or disk is full.")
         tell(run_id, **values)
 
-    monkeypatch.setattr(jobs.store, "update_run", full)
+    monkeypatch.setattr(batches.store, "update_run", full)
     run = jobs.stage(write_csv(tmp_path / "t.csv", ["t"], [["a"]]), instructions=Instructions(template="x"))
     jobs.start(run.run_id)
     jobs.wait(run.run_id, 30)
     refusing.clear()
-    until(lambda: jobs.store.run(run.run_id).state == "finished")
-    assert jobs.store.run(run.run_id).ok == 1
+    until(lambda: batches.store.run(run.run_id).state == "finished")
+    assert batches.store.run(run.run_id).ok == 1
     jobs.delete(run.run_id)
 
 
@@ -190,8 +159,8 @@ def test_a_page_and_the_job_may_write_run_json_at_once(jobs, tmp_path):
     assert [getattr(run.spec, name) for name in names] == [{"seed": 39}] * 2
 
 
-def test_a_run_in_the_queue_is_not_revised(make_jobs, tmp_path):
-    jobs = make_jobs(scripted_tokens_per_s=5, max_num_seqs=1)
+def test_a_run_in_the_queue_is_not_revised(make_batches, tmp_path):
+    _runtime, store, jobs = make_batches(scripted_tokens_per_s=5, max_num_seqs=1)
     table = write_csv(tmp_path / "t.csv", ["t"], [[f"text {n}"] for n in range(9)])
     runs = [jobs.stage(table, instructions=Instructions(template="{{ t }}")) for _ in range(2)]
     for run in runs:
@@ -199,9 +168,9 @@ def test_a_run_in_the_queue_is_not_revised(make_jobs, tmp_path):
     for run in runs:
         before = run.spec.params, run.spec.prompt
         for revise in (
-            lambda run: revisions.retry_failed(run, jobs.store),
-            lambda run: revisions.redo_truncated(run, jobs.store, 1000),
-            lambda run: revisions.edit(run, jobs.store, Instructions(template="other {{ t }}")),
+            lambda run: revisions.retry_failed(run, store),
+            lambda run: revisions.redo_truncated(run, store, 1000),
+            lambda run: revisions.edit(run, store, Instructions(template="other {{ t }}")),
         ):
             with pytest.raises(RunError, match="at work"):
                 revise(run)
@@ -209,19 +178,19 @@ def test_a_run_in_the_queue_is_not_revised(make_jobs, tmp_path):
         assert "max_tokens" not in run.spec.params or run.spec.params["max_tokens"] != 1000
 
 
-def test_rows_are_not_answered_by_a_model_loaded_in_mid_run(make_jobs, tmp_path, monkeypatch):
+def test_rows_are_not_answered_by_a_model_loaded_in_mid_run(make_batches, tmp_path, monkeypatch):
     class Other(ScriptedEngine):
         def __init__(self, *args, **kwargs):
             super().__init__(*args, **kwargs)
             self.info = replace(self.info, model="other")
 
-    jobs = make_jobs(scripted_tokens_per_s=20, max_num_seqs=1)
+    runtime, _store, jobs = make_batches(scripted_tokens_per_s=20, max_num_seqs=1)
     table = write_csv(tmp_path / "t.csv", ["t"], [[f"text {n}"] for n in range(40)])
     run = jobs.stage(table, instructions=Instructions(template="{{ t }}"))
     jobs.start(run.run_id)
     until(lambda: jobs.progress(run.run_id).counts.done > 0)
     monkeypatch.setattr(scripted, "ScriptedEngine", Other)
-    jobs.runtime.load()
+    runtime.load()
     failed = jobs.wait(run.run_id, 30)
     assert failed.state == "failed"
     assert "begun with scripted, and other is loaded" in failed.message
@@ -245,25 +214,25 @@ def test_a_plan_younger_than_the_answers_does_not_double_them(jobs, tmp_path):
     assert len({row["answer"] for row in answered(run)}) == 2
 
 
-def edited(jobs, run, **changes):
+def edited(batches, run, **changes):
     """How many requests an edit of the parameters costs."""
     asked = revisions.instructions_of(run)
-    revisions.edit(run, jobs.store, replace(asked, params={**asked.params, **changes}))
-    return finish(jobs, run).generated
+    revisions.edit(run, batches.store, replace(asked, params={**asked.params, **changes}))
+    return finish(batches.jobs, run).generated
 
 
-def test_an_edit_looks_at_each_of_n_answers(jobs, tmp_path):
+def test_an_edit_looks_at_each_of_n_answers(jobs, batches, tmp_path):
     """Three answers cut at 3 tokens, 9 in all, were taken for one that a limit of 9 would cut as well."""
     table = write_csv(tmp_path / "t.csv", ["text"], [["one two three four five six"], ["a"]])
     run = jobs.stage(
         table, instructions=Instructions(template="{{ text }}", params={"max_tokens": 3, "n": 3})
     )
     finish(jobs, run)
-    assert edited(jobs, run, max_tokens=9) == 1
-    assert edited(jobs, run, max_tokens=20) == 0
+    assert edited(batches, run, max_tokens=9) == 1
+    assert edited(batches, run, max_tokens=20) == 0
 
 
-def test_an_edit_of_max_tokens_asks_talks_again_whose_first_turn_it_cut(jobs, tmp_path):
+def test_an_edit_of_max_tokens_asks_talks_again_whose_first_turn_it_cut(jobs, batches, tmp_path):
     table = write_csv(tmp_path / "t.csv", ["text"], [["one two three four five six"]])
     asked = Instructions(
         template="{{ text }}",
@@ -273,32 +242,32 @@ def test_an_edit_of_max_tokens_asks_talks_again_whose_first_turn_it_cut(jobs, tm
     run = jobs.stage(table, instructions=asked)
     finish(jobs, run)
     assert answered(run)[0]["answer_finish_reason"] == "stop"
-    assert edited(jobs, run, max_tokens=50) == 2
+    assert edited(batches, run, max_tokens=50) == 2
     assert "six" in answered(run)[0]["answer_turn_1"]
-    assert edited(jobs, run) == 0
+    assert edited(batches, run) == 0
 
 
-def test_an_edit_of_max_tokens_asks_rows_again_whose_prompt_is_cut_elsewhere(make_jobs, tmp_path):
+def test_an_edit_of_max_tokens_asks_rows_again_whose_prompt_is_cut_elsewhere(make_batches, tmp_path):
     """What the prompt may have is what max_tokens leaves of the context."""
-    jobs = make_jobs(max_model_len=60)
+    batches = make_batches(max_model_len=60)
     table = write_csv(tmp_path / "t.csv", ["text"], [[f"start {'word ' * 100}"], ["short"]])
     asked = Instructions(
         template="{{ text }}", params={"max_tokens": 20}, overflow=OverflowSpec(action="right")
     )
-    run = jobs.stage(table, instructions=asked)
-    finish(jobs, run)
-    assert edited(jobs, run, max_tokens=30) == 1
+    run = batches.jobs.stage(table, instructions=asked)
+    finish(batches.jobs, run)
+    assert edited(batches, run, max_tokens=30) == 1
     assert answered(run)[0]["answer_prompt_tokens"] == 30
 
 
-def test_a_cut_answer_that_is_not_the_first_of_n_is_redone(jobs, tmp_path):
+def test_a_cut_answer_that_is_not_the_first_of_n_is_redone(jobs, batches, tmp_path):
     table = write_csv(tmp_path / "t.csv", ["text"], [["a"], ["b"]])
     run = jobs.stage(table, instructions=Instructions(template="{{ text }}", params={"n": 2}))
     finish(jobs, run)
     samples = [{"text": "x", "finish_reason": reason, "output_tokens": 2} for reason in ("stop", "length")]
     with run.connect() as connection:
         connection.execute("UPDATE results SET samples = ? WHERE _row = 1", [json.dumps(samples)])
-    assert revisions.redo_truncated(run, jobs.store, 1000) == 1
+    assert revisions.redo_truncated(run, batches.store, 1000) == 1
 
 
 # -- what the table says -------------------------------------------------------------------------
@@ -357,7 +326,7 @@ def test_max_tokens_over_the_context_is_named_as_what_leaves_no_room(jobs, tmp_p
     assert "max_tokens=9,000 leaves no room" in answered(run)[0]["answer_error"]
 
 
-def test_a_run_of_an_older_version_is_counted_read_and_gone_on_with(jobs, tmp_path):
+def test_a_run_of_an_older_version_is_counted_read_and_gone_on_with(jobs, batches, tmp_path):
     """Its database lacks columns; the command line's resume failed on the first count."""
     table = write_csv(tmp_path / "t.csv", ["text"], [["a"], ["b"]])
     run = jobs.stage(table, instructions=Instructions(template="{{ text }}"))
@@ -368,10 +337,10 @@ def test_a_run_of_an_older_version_is_counted_read_and_gone_on_with(jobs, tmp_pa
             connection.execute(f"ALTER TABLE results DROP COLUMN {name}")
         for name in ("plan", "copies", "plan_info"):
             connection.execute(f"DROP TABLE {name}")
-    jobs.store.delete_run(run.run_id)
+    batches.store.delete_run(run.run_id)
     assert jobs.progress(run.run_id).counts.ok == 1
     assert run.counts().ok == 1
-    assert revisions.edit(run, jobs.store, revisions.instructions_of(run)) == 1
+    assert revisions.edit(run, batches.store, revisions.instructions_of(run)) == 1
     assert finish(jobs, run).generated == 2
 
 
@@ -387,8 +356,8 @@ def test_a_try_in_turns_and_a_stop_at_once_leave_a_run_that_finishes(jobs, tmp_p
     assert finish(jobs, run).counts.ok == 30
 
 
-def test_a_run_started_while_some_of_its_rows_are_tried_does_all(make_jobs, tmp_path):
-    jobs = make_jobs(scripted_tokens_per_s=40, max_num_seqs=4)
+def test_a_run_started_while_some_of_its_rows_are_tried_does_all(make_batches, tmp_path):
+    jobs = make_batches(scripted_tokens_per_s=40, max_num_seqs=4).jobs
     table = write_csv(tmp_path / "t.csv", ["text"], [[f"text {n}"] for n in range(12)])
     run = jobs.stage(table, instructions=Instructions(template="{{ text }}"))
     jobs.start(run.run_id, rows=4)

@@ -7,11 +7,12 @@ import subprocess
 import sys
 from pathlib import Path
 
+import batch_runs
 import psutil
 import pytest
+from batch_runs import exported, finish, read_csv
 from waiting import until
 
-from core.jobs import Jobs
 from core.run_spec import Instructions, OutputSpec
 from core.store import Store
 from core.types import Message, Request
@@ -23,23 +24,18 @@ pytestmark = pytest.mark.engine
 
 @pytest.fixture(scope="module")
 def jobs(engine_runtime):
-    store = Store(engine_runtime.settings.catalogue_path)
-    jobs = Jobs(engine_runtime, store)
-    yield jobs
-    jobs.close()
-    store.close()
+    with batch_runs.opened(engine_runtime) as batches:
+        yield batches.jobs
 
 
 def test_a_table_gets_real_answers_with_the_engines_own_counts(jobs, engine_runtime, tmp_path):
     template = "Is this review of {{ product }} positive? Answer yes or no. {{ review }}"
     asked = Instructions(template=template, system="Be brief.", params={"temperature": 0, "max_tokens": 8})
     run = jobs.stage(EXAMPLE, instructions=asked)
-    jobs.start(run.run_id)
-    progress = jobs.wait(run.run_id, timeout_s=120)
-    assert (progress.state, progress.counts.ok, progress.generated) == ("finished", 40, 40)
+    progress = finish(jobs, run, timeout_s=120)
+    assert (progress.counts.ok, progress.generated) == (40, 40)
     run.export(tmp_path / "out.csv")
-    with (tmp_path / "out.csv").open(encoding="utf-8", newline="") as file:
-        rows = list(csv.DictReader(file))
+    rows = read_csv(tmp_path / "out.csv")
     engine = engine_runtime.engine
     for row in rows:
         prompt = template.replace("{{ product }}", row["product"]).replace("{{ review }}", row["review"])
@@ -51,18 +47,6 @@ def test_a_table_gets_real_answers_with_the_engines_own_counts(jobs, engine_runt
         assert row["answer"].strip()
 
 
-def answered(run, tmp_path):
-    run.export(tmp_path / "out.jsonl")
-    return [json.loads(line) for line in (tmp_path / "out.jsonl").read_text(encoding="utf-8").splitlines()]
-
-
-def finished(jobs, run):
-    jobs.start(run.run_id)
-    progress = jobs.wait(run.run_id, timeout_s=120)
-    assert progress.state == "finished", progress.message
-    return progress
-
-
 def test_a_choice_is_one_of_the_list_with_the_models_own_probabilities(jobs, tmp_path):
     asked = Instructions(
         template="Is this review positive or negative? {{ review }}",
@@ -70,8 +54,8 @@ def test_a_choice_is_one_of_the_list_with_the_models_own_probabilities(jobs, tmp
         output=OutputSpec(choice_probabilities=True, logprobs=True),
     )
     run = jobs.stage(EXAMPLE, limit=12, instructions=asked)
-    finished(jobs, run)
-    rows = answered(run, tmp_path)
+    finish(jobs, run, timeout_s=120)
+    rows = exported(run, tmp_path)
     assert len({row["answer_p_positive"] for row in rows}) > 6  # they hang on the row
     for row in rows:
         assert row["answer"] in ("positive", "negative")
@@ -90,8 +74,8 @@ def test_a_schemas_fields_come_back_as_typed_columns(jobs, tmp_path):
     params = {"temperature": 0, "max_tokens": 40, "structured_outputs": {"json": schema}}
     asked = Instructions(template="Rate this review from 1 to 5 as JSON. {{ review }}", params=params)
     run = jobs.stage(EXAMPLE, limit=6, instructions=asked)
-    finished(jobs, run)
-    valid = [row for row in answered(run, tmp_path) if row["answer_valid"]]
+    finish(jobs, run, timeout_s=120)
+    valid = [row for row in exported(run, tmp_path) if row["answer_valid"]]
     assert len(valid) >= 4  # a small model may count to the end of its tokens
     assert all(isinstance(row["answer_score"], int) for row in valid)
     assert {row["answer_label"] for row in valid} <= {"good", "bad"}
@@ -100,8 +84,8 @@ def test_a_schemas_fields_come_back_as_typed_columns(jobs, tmp_path):
 def test_several_answers_and_turns_of_a_real_model(jobs, tmp_path):
     asked = Instructions(template="Name a colour for {{ product }}.", params={"n": 3, "max_tokens": 12})
     run = jobs.stage(EXAMPLE, limit=4, instructions=asked)
-    finished(jobs, run)
-    for row in answered(run, tmp_path):
+    finish(jobs, run, timeout_s=120)
+    for row in exported(run, tmp_path):
         assert len({row["answer"], row["answer_2"], row["answer_3"]}) > 1
         assert row["answer_output_tokens"] > 12  # of all three
     asked = Instructions(
@@ -110,8 +94,8 @@ def test_several_answers_and_turns_of_a_real_model(jobs, tmp_path):
         params={"temperature": 0, "max_tokens": 24},
     )
     run = jobs.stage(EXAMPLE, limit=4, instructions=asked)
-    assert finished(jobs, run).generated == 8
-    rows = answered(run, tmp_path)
+    assert finish(jobs, run, timeout_s=120).generated == 8
+    rows = exported(run, tmp_path)
     assert all(row["answer_turn_1"].strip() and row["answer"].strip() for row in rows)
     # a small model may say the same twice, but not in every row
     assert any(row["answer"] != row["answer_turn_1"] for row in rows)
@@ -128,10 +112,10 @@ def test_rows_with_equal_beginnings_are_served_from_the_prefix_cache(jobs, tmp_p
         writer.writerows(rows)
     asked = Instructions(template="{{ text }} {{ question }}", params={"temperature": 0, "max_tokens": 2})
     run = jobs.stage(table, instructions=asked)
-    finished(jobs, run)
+    finish(jobs, run, timeout_s=120)
     session = run.spec.sessions[-1]
     assert session.cached_tokens > 0.6 * session.prompt_tokens
-    assert [row["question"] for row in answered(run, tmp_path)] == [question for question, _text in rows]
+    assert [row["question"] for row in exported(run, tmp_path)] == [question for question, _text in rows]
 
 
 def long_run(jobs, tmp_path):

@@ -7,12 +7,11 @@ import threading
 
 import duckdb
 import pytest
+from batch_runs import finish
 
 from core import evals, evaluation, results, tables
 from core.errors import ParameterError, TableError
-from core.jobs import Jobs
 from core.run_spec import EvaluationSpec, Instructions
-from core.store import Store
 
 GOLD = EvaluationSpec(reference_column="gold")
 
@@ -60,16 +59,12 @@ def column(connection, name):
     ]
 
 
-def test_a_run_of_a_job_is_scored_and_each_score_is_its_rows_own(make_scripted_runtime, tmp_path):
-    runtime = make_scripted_runtime()
-    store = Store(runtime.settings.catalogue_path)
-    jobs = Jobs(runtime, store)
+def test_a_run_of_a_job_is_scored_and_each_score_is_its_rows_own(jobs, tmp_path):
     path = tmp_path / "table.csv"
     lines = [f"text {n},a long reference text of more than forty characters {n}\n" for n in range(30)]
     path.write_text("text,gold\n" + "".join(lines), encoding="utf-8")
     run = jobs.stage(path, instructions=Instructions(template="{{ text }}"))
-    jobs.start(run.run_id)
-    assert jobs.wait(run.run_id, timeout_s=60).state == "finished"
+    finish(jobs, run)
     answers = [row["answer"] for row in run.preview(30, with_answers=True)]
     wanted = [line.split(",")[1].strip() for line in lines]
     with run.connect() as connection:
@@ -83,8 +78,6 @@ def test_a_run_of_a_job_is_scored_and_each_score_is_its_rows_own(make_scripted_r
         "token_f1", "exact", "normalised", "rouge_l", "chrf",
     ]  # fmt: skip
     assert all(score.low <= score.mean <= score.high and score.n == 30 for score in summary.scores)
-    jobs.close()
-    store.close()
 
 
 def test_every_row_of_the_file_is_accounted_for(staged):

@@ -3,55 +3,28 @@
 import datetime as dt
 
 import pytest
+from batch_runs import finish
 
 from core.errors import RunError
-from core.jobs import Jobs
 from core.planning import plans
 from core.planning.forecast import EXACT_ROWS, NO_RATE, forecast
 from core.run_spec import Instructions, OverflowSpec, SessionSpec
-from core.store import Store
 from core.types import Message
 
 ASKED = Instructions(template="Say {{ text }}", params={"temperature": 0, "max_tokens": 50})
 
 
 @pytest.fixture
-def runtime(make_scripted_runtime):
-    return make_scripted_runtime()
-
-
-@pytest.fixture
-def store(runtime):
-    store = Store(runtime.settings.catalogue_path)
-    yield store
-    store.close()
-
-
-@pytest.fixture
-def jobs(runtime, store):
-    jobs = Jobs(runtime, store)
-    yield jobs
-    jobs.close()
-
-
-@pytest.fixture
-def expect(jobs, runtime, store, tmp_path):
+def expect(batches, tmp_path):
     """Stage a table of one column, `text`, and forecast it: (run, forecast)."""
 
     def make(texts, asked=ASKED):
         path = tmp_path / "table.csv"
         path.write_text("text,n\n" + "".join(f'"{text}",1\n' for text in texts), encoding="utf-8")
-        run = jobs.stage(path, instructions=asked)
-        return run, forecast(run, runtime.engine, store)
+        run = batches.jobs.stage(path, instructions=asked)
+        return run, forecast(run, batches.runtime.engine, batches.store)
 
     return make
-
-
-def finish(jobs, run):
-    jobs.start(run.run_id)
-    progress = jobs.wait(run.run_id, timeout_s=60)
-    assert progress.state == "finished", progress.message
-    return progress
 
 
 def read(run, query):
@@ -82,9 +55,9 @@ def test_a_large_tables_tokens_are_estimated_from_stretches_of_all_of_it(expect,
     assert sum(expected.prompt_counts) == pytest.approx(expected.requests, rel=0.02)
 
 
-def test_the_histogram_holds_every_prompt_once(expect, runtime):
+def test_the_histogram_holds_every_prompt_once(expect, batches):
     _run, expected = expect(["a", "a b", "a b c", *["word " * 90 + str(n) for n in range(7)]])
-    engine = runtime.engine
+    engine = batches.runtime.engine
     (shortest,) = engine.encode(engine.render_chat([[Message("user", "Say a")]]))
     assert expected.prompt_bins[0] == len(shortest)
     assert len(expected.prompt_bins) == len(expected.prompt_counts) + 1
@@ -137,17 +110,17 @@ def test_without_any_measurement_it_says_so(expect):
     assert (expected.spec().output_tokens, expected.spec().seconds) == (None, None)
 
 
-def test_answers_of_this_run_come_first_and_stale_ones_do_not_count(expect, jobs, runtime, store):
+def test_answers_of_this_run_come_first_and_stale_ones_do_not_count(expect, jobs, batches):
     run, _expected = expect([f"text {n}" for n in range(20)])
     jobs.start(run.run_id, rows=5)
     jobs.wait(run.run_id, timeout_s=30)
     [(mean,)] = read(run, "SELECT avg(output_tokens) FROM results")
-    expected = forecast(run, runtime.engine, store)
+    expected = forecast(run, batches.runtime.engine, batches.store)
     assert "this run's 5 answers" in expected.output_basis
     assert expected.output_tokens == round(20 * mean)
     with run.connect() as connection:
         connection.execute("UPDATE results SET stale = true, output_tokens = 1")
-    assert "this run" not in forecast(run, runtime.engine, store).output_basis
+    assert "this run" not in forecast(run, batches.runtime.engine, batches.store).output_basis
 
 
 def test_earlier_runs_with_the_same_max_tokens_tell_the_length_of_answers(expect, jobs):
@@ -206,8 +179,8 @@ def test_the_start_finds_the_forecasts_plan(expect, jobs):
         assert plans.info(connection) == expected.plan
 
 
-def test_nothing_can_be_said_before_something_is_asked(jobs, runtime, store, tmp_path):
+def test_nothing_can_be_said_before_something_is_asked(jobs, batches, tmp_path):
     (tmp_path / "t.csv").write_text("text\na\n", encoding="utf-8")
     run = jobs.stage(tmp_path / "t.csv")
     with pytest.raises(RunError, match="no prompt"):
-        forecast(run, runtime.engine, store)
+        forecast(run, batches.runtime.engine, batches.store)

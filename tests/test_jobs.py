@@ -2,14 +2,15 @@
 
 import asyncio
 import concurrent.futures
-import csv
 import json
 import os
+import shutil
 import time
 from dataclasses import replace
 
 import pyarrow.parquet as pq
 import pytest
+from batch_runs import finish, read_csv
 from waiting import until
 
 from core import results
@@ -19,18 +20,7 @@ from core.errors import EngineDied, ParameterError, RunError, RunNotFound, Table
 from core.jobs import Jobs
 from core.run_spec import Instructions
 from core.runs import Run
-from core.store import Store
 from core.types import EngineSpec
-
-
-@pytest.fixture
-def jobs(make_scripted_runtime):
-    runtime = make_scripted_runtime()
-    store = Store(runtime.settings.catalogue_path)
-    jobs = Jobs(runtime, store)
-    yield jobs
-    jobs.close()
-    store.close()
 
 
 @pytest.fixture
@@ -39,18 +29,6 @@ def table(tmp_path):
     lines = [f"{number:03d},text {number},\r\n" for number in range(40)]
     path.write_text("id,text,empty\r\n" + "".join(lines), encoding="utf-8", newline="")
     return path
-
-
-def finish(jobs, run):
-    jobs.start(run.run_id)
-    progress = jobs.wait(run.run_id, timeout_s=60)
-    assert progress.state == "finished", progress.message
-    return progress
-
-
-def read_csv(path):
-    with path.open(encoding="utf-8", newline="") as file:
-        return list(csv.DictReader(file))
 
 
 def test_every_row_comes_back_in_order_with_its_own_values(jobs, table, tmp_path):
@@ -146,10 +124,8 @@ def test_a_column_that_clashes_with_a_status_column_is_named(jobs, tmp_path):
         jobs.stage(path, instructions=Instructions(template="{{ text }}"))
 
 
-def test_stop_keeps_what_is_done_and_resume_does_only_the_rest(make_scripted_runtime, table, tmp_path):
-    runtime = make_scripted_runtime(scripted_tokens_per_s=30, max_num_seqs=2)
-    store = Store(runtime.settings.catalogue_path)
-    jobs = Jobs(runtime, store)
+def test_stop_keeps_what_is_done_and_resume_does_only_the_rest(make_batches, table, tmp_path):
+    runtime, store, jobs = make_batches(scripted_tokens_per_s=30, max_num_seqs=2)
     run = jobs.stage(table, instructions=Instructions(template="Say {{ text }}"))
     jobs.start(run.run_id)
     until(lambda: jobs.progress(run.run_id).counts.done >= 4)
@@ -175,13 +151,10 @@ def test_stop_keeps_what_is_done_and_resume_does_only_the_rest(make_scripted_run
         found = connection.execute("SELECT count(*), count(DISTINCT _row) FROM results").fetchone()
     assert found == (40, 40)
     jobs.close()
-    store.close()
 
 
-def test_a_run_that_another_process_took_further_is_shown_as_it_is_now(make_scripted_runtime, table):
-    here = make_scripted_runtime(scripted_tokens_per_s=30, max_num_seqs=2)
-    store = Store(here.settings.catalogue_path)
-    jobs = Jobs(here, store)
+def test_a_run_that_another_process_took_further_is_shown_as_it_is_now(make_batches, table):
+    _runtime, store, jobs = make_batches(scripted_tokens_per_s=30, max_num_seqs=2)
     run = jobs.stage(table, instructions=Instructions(template="Say {{ text }}"))
     jobs.start(run.run_id)
     until(lambda: jobs.progress(run.run_id).counts.done > 0)
@@ -190,14 +163,10 @@ def test_a_run_that_another_process_took_further_is_shown_as_it_is_now(make_scri
     store.update_run(run.run_id, state="finished", ok=40)
     assert jobs.progress(run.run_id).state == "finished"
     assert jobs.progress(run.run_id).counts.done == 40
-    jobs.close()
-    store.close()
 
 
-def test_a_run_is_not_resumed_with_another_model(make_scripted_runtime, table):
-    runtime = make_scripted_runtime(scripted_tokens_per_s=60, max_num_seqs=2)
-    store = Store(runtime.settings.catalogue_path)
-    jobs = Jobs(runtime, store)
+def test_a_run_is_not_resumed_with_another_model(make_batches, table):
+    jobs = make_batches(scripted_tokens_per_s=60, max_num_seqs=2).jobs
     run = jobs.stage(table, instructions=Instructions(template="Say {{ text }}"))
     jobs.start(run.run_id)
     until(lambda: jobs.progress(run.run_id).counts.done > 0)
@@ -209,14 +178,10 @@ def test_a_run_is_not_resumed_with_another_model(make_scripted_runtime, table):
     assert (refused.state, refused.counts.done, refused.generated) == ("failed", kept, 0)
     assert "begun with Qwen3-8B" in refused.message
     assert run.spec.model.name == "Qwen3-8B"
-    jobs.close()
-    store.close()
 
 
-def test_closing_the_workbench_leaves_a_run_that_offers_resume(make_scripted_runtime, table):
-    runtime = make_scripted_runtime(scripted_tokens_per_s=20, max_num_seqs=2)
-    store = Store(runtime.settings.catalogue_path)
-    jobs = Jobs(runtime, store)
+def test_closing_the_workbench_leaves_a_run_that_offers_resume(make_batches, table):
+    _runtime, store, jobs = make_batches(scripted_tokens_per_s=20, max_num_seqs=2)
     run = jobs.stage(table, instructions=Instructions(template="Say {{ text }}"))
     jobs.start(run.run_id)
     until(lambda: jobs.progress(run.run_id).counts.done > 0)
@@ -224,7 +189,6 @@ def test_closing_the_workbench_leaves_a_run_that_offers_resume(make_scripted_run
     record = store.run(run.run_id)
     assert record.state == "interrupted"
     assert 0 < record.done < 40
-    store.close()
 
 
 def test_two_runs_take_turns_and_both_finish(jobs, table):
@@ -256,17 +220,13 @@ def test_run_json_says_everything_needed_to_repeat_the_run(jobs, table):
     assert spec["sessions"][0]["generated"] == 40
 
 
-def test_a_copied_folder_is_a_copied_run(jobs, table, tmp_path, make_scripted_runtime):
-    import shutil
-
+def test_a_copied_folder_is_a_copied_run(jobs, table, make_batches):
     run = jobs.stage(table, instructions=Instructions(template="{{ text }}"))
     finish(jobs, run)
-    elsewhere = make_scripted_runtime()
-    shutil.copytree(run.folder, elsewhere.settings.runs_dir / run.run_id)
-    store = Store(elsewhere.settings.catalogue_path)
-    progress = Jobs(elsewhere, store).progress(run.run_id)
+    elsewhere = make_batches()
+    shutil.copytree(run.folder, elsewhere.runtime.settings.runs_dir / run.run_id)
+    progress = elsewhere.jobs.progress(run.run_id)
     assert (progress.state, progress.counts.ok) == ("finished", 40)
-    store.close()
 
 
 def test_parquet_keeps_types_and_adds_answers(jobs, tmp_path):
@@ -363,34 +323,28 @@ class Killed(ScriptedEngine):
             raise EngineDied("The engine's process ended.")
 
 
-def test_an_engine_that_dies_of_one_row_costs_that_row_only(make_scripted_runtime, tmp_path, monkeypatch):
+def test_an_engine_that_dies_of_one_row_costs_that_row_only(make_batches, tmp_path, monkeypatch):
     monkeypatch.setattr(scripted, "ScriptedEngine", Killed)
     monkeypatch.setattr(watch, "RESTART_DELAYS_S", (0.0, 0.0, 0.0))
     path = tmp_path / "table.csv"
     rows = ["fine"] * 12 + ["poison"] + ["fine"] * 12
     path.write_text("text\n" + "".join(f"{text} {n}\n" for n, text in enumerate(rows)), encoding="utf-8")
-    runtime = make_scripted_runtime(scripted_tokens_per_s=100, max_num_seqs=8)
-    store = Store(runtime.settings.catalogue_path)
-    jobs = Jobs(runtime, store)
+    jobs = make_batches(scripted_tokens_per_s=100, max_num_seqs=8).jobs
     run = jobs.stage(path, instructions=Instructions(template="{{ text }}"))
     assert finish(jobs, run).counts.ok == 24
     answered = run.preview(25, with_answers=True)
     assert [row["answer_status"] for row in answered] == ["ok"] * 12 + ["error"] + ["ok"] * 12
     assert "died while it answered this row alone" in answered[12]["answer_error"]
-    jobs.close()
-    store.close()
 
 
 def test_an_engine_that_can_not_be_restarted_ends_the_run_which_can_go_on_later(
-    make_scripted_runtime, tmp_path, monkeypatch
+    make_batches, tmp_path, monkeypatch
 ):
     monkeypatch.setattr(scripted, "ScriptedEngine", Killed)
     monkeypatch.setattr(watch, "RESTART_DELAYS_S", (0.0, 0.0, 0.0))
     path = tmp_path / "table.csv"
     path.write_text("text\n" + "".join(f"poison {n}\n" for n in range(8)), encoding="utf-8")
-    runtime = make_scripted_runtime(scripted_tokens_per_s=100, max_num_seqs=2)
-    store = Store(runtime.settings.catalogue_path)
-    jobs = Jobs(runtime, store)
+    runtime, _store, jobs = make_batches(scripted_tokens_per_s=100, max_num_seqs=2)
     run = jobs.stage(path, instructions=Instructions(template="{{ text }}"))
     jobs.start(run.run_id)
     failed = jobs.wait(run.run_id, timeout_s=30)
@@ -400,13 +354,10 @@ def test_an_engine_that_can_not_be_restarted_ends_the_run_which_can_go_on_later(
     runtime.load()
     jobs.start(run.run_id)
     assert jobs.wait(run.run_id, timeout_s=30).state == "finished"
-    jobs.close()
-    store.close()
 
 
-def test_what_was_left_behind_is_swept_and_nothing_else(table, make_scripted_runtime):
-    runtime = make_scripted_runtime()
-    settings = runtime.settings
+def test_what_was_left_behind_is_swept_and_nothing_else(table, batches):
+    settings = batches.runtime.settings
     old_upload, new_upload = settings.uploads_dir / "old.csv", settings.uploads_dir / "new.csv"
     half, young_half = settings.runs_dir / "half", settings.runs_dir / "young"
     for folder in (half, young_half):
@@ -418,22 +369,16 @@ def test_what_was_left_behind_is_swept_and_nothing_else(table, make_scripted_run
     two_days_ago = time.time() - 2 * 86_400
     for path in (old_upload, half, draft.folder):
         os.utime(path, (two_days_ago, two_days_ago))
-    store = Store(settings.catalogue_path)
-    Jobs(runtime, store).sweep()
+    batches.jobs.sweep()
     assert [path.name for path in settings.uploads_dir.iterdir()] == ["new.csv"]
     assert {path.name for path in settings.runs_dir.iterdir()} == {"young", draft.run_id}
-    store.close()
 
 
-def test_progress_is_kept_for_the_chart(make_scripted_runtime, table):
-    runtime = make_scripted_runtime(scripted_tokens_per_s=40, max_num_seqs=8)
-    store = Store(runtime.settings.catalogue_path)
-    jobs = Jobs(runtime, store)
+def test_progress_is_kept_for_the_chart(make_batches, table):
+    jobs = make_batches(scripted_tokens_per_s=40, max_num_seqs=8).jobs
     run = jobs.stage(table, instructions=Instructions(template="Say {{ text }}"))
     finish(jobs, run)
     readings = run.progress()
     assert len(readings) >= 2
     assert readings[-1].done == 40
     assert max(reading.output_tokens_per_s for reading in readings) > 0
-    jobs.close()
-    store.close()

@@ -40,25 +40,16 @@ class Gated(ScriptedEngine):
 
 
 @pytest.fixture
-def runtime(make_scripted_runtime, monkeypatch):
+def batches(make_batches, monkeypatch):
     monkeypatch.setattr(scripted, "ScriptedEngine", Gated)
     Gated.gate.clear()
     Gated.slow_to_stop.clear()
-    return make_scripted_runtime(max_num_seqs=2)
+    return make_batches(max_num_seqs=2)
 
 
 @pytest.fixture
-def store(runtime):
-    store = Store(runtime.settings.catalogue_path)
-    yield store
-    store.close()
-
-
-@pytest.fixture
-def jobs(runtime, store):
-    jobs = Jobs(runtime, store)
-    yield jobs
-    jobs.close()
+def store(batches):
+    return batches.store
 
 
 @pytest.fixture
@@ -266,7 +257,7 @@ def test_a_run_that_can_not_even_begin_fails_alone(jobs, store, stage):
 
 
 def test_after_a_restart_waiting_runs_are_interrupted_paused_ones_paused_and_all_can_go_on(
-    runtime, store, jobs, stage
+    batches, store, jobs, stage
 ):
     paused, first, waiting = stage("paused"), stage("first"), stage("waiting", 2)
     begin(jobs, paused)
@@ -279,7 +270,7 @@ def test_after_a_restart_waiting_runs_are_interrupted_paused_ones_paused_and_all
         jobs.start(first)
     states = {name: store.run(run_id).state for name, run_id in (("p", paused), ("f", first), ("w", waiting))}
     assert states == {"p": "paused", "f": "interrupted", "w": "interrupted"}
-    again = Jobs(runtime, store)
+    again = Jobs(batches.runtime, store)
     assert shown(again) == [("paused", "paused", None)]
     for run_id in (first, waiting, paused):
         again.start(run_id)

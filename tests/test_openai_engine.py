@@ -1,11 +1,11 @@
 """Servers with OpenAI's API as engines: what is found out and sent, and what may go wrong. No vLLM here."""
 
 import asyncio
-import csv
 import gzip
 import threading
 import time
 
+import batch_runs
 import pytest
 from pytest_httpserver import HTTPServer
 from werkzeug import Response
@@ -15,12 +15,10 @@ from core.endpoints import secret_name
 from core.engines import openai_client
 from core.errors import EngineDied, EngineLoadError, EngineNotReady, ParameterError, RequestRejected
 from core.inspector import inspect
-from core.jobs import Jobs
 from core.planning.forecast import forecast
 from core.run_spec import Instructions, OverflowSpec
 from core.runtime import Runtime
 from core.secrets import Secrets
-from core.store import Store
 from core.types import ChatPrompt, Completion, Delta, EngineSpec, Message, Request
 from tests.openai_server import FakeServer, error, event, reply
 
@@ -411,19 +409,13 @@ def run_table(runtime, settings, tmp_path, rows, instructions):
     """Stage a table, forecast it and run it: (forecast, progress, rows of the exported table)."""
     table = tmp_path / "table.csv"
     table.write_text("text\n" + "\n".join(rows) + "\n", encoding="utf-8")
-    store = Store(settings.catalogue_path)
-    jobs = Jobs(runtime, store)
-    try:
+    with batch_runs.opened(runtime) as (_runtime, store, jobs):
         run = jobs.stage(table, instructions=instructions)
         expected = forecast(run, runtime.engine, store)
         jobs.start(run.run_id)
         progress = jobs.wait(run.run_id, timeout_s=60)
         run.export(tmp_path / "out.csv")
-        with (tmp_path / "out.csv").open(encoding="utf-8-sig", newline="") as file:
-            return expected, progress, list(csv.DictReader(file))
-    finally:
-        jobs.close()
-        store.close()
+    return expected, progress, batch_runs.read_csv(tmp_path / "out.csv")
 
 
 def test_a_batch_without_tokens(runtime, server, load, settings, tmp_path):

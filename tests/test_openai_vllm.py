@@ -1,14 +1,13 @@
 """vLLM's own server, over the engine that the tests share, as an engine: it answers as that one does."""
 
 import asyncio
-import csv
 import time
 
+import batch_runs
 import pytest
 
 from core.chat import Chats
 from core.errors import RequestRejected
-from core.jobs import Jobs
 from core.run_spec import Instructions
 from core.runtime import Runtime
 from core.settings import load_settings
@@ -188,18 +187,11 @@ def test_a_batch_through_it_is_the_batch_of_the_engine(remote, engine_runtime, t
     for name, runtime in (("remote", remote), ("here", engine_runtime)):
         table = tmp_path / f"{name}.csv"
         table.write_text("text\n" + "\n".join(rows) + "\n", encoding="utf-8")
-        store = Store(runtime.settings.catalogue_path)
-        jobs = Jobs(runtime, store)
-        try:
-            run = jobs.stage(table, instructions=instructions)
-            jobs.start(run.run_id)
-            assert jobs.wait(run.run_id, timeout_s=60).counts.ok == 8
+        with batch_runs.opened(runtime) as batches:
+            run = batches.jobs.stage(table, instructions=instructions)
+            assert batch_runs.finish(batches.jobs, run).counts.ok == 8
             run.export(tmp_path / f"{name}-out.csv")
-        finally:
-            jobs.close()
-            store.close()
-        with (tmp_path / f"{name}-out.csv").open(encoding="utf-8-sig", newline="") as file:
-            answers[name] = list(csv.DictReader(file))
+        answers[name] = batch_runs.read_csv(tmp_path / f"{name}-out.csv")
     for found, expected in zip(answers["remote"], answers["here"], strict=True):
         assert found["answer_prompt_tokens"] == expected["answer_prompt_tokens"]
     same = sum(
