@@ -5,9 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 
 import platformdirs
-from pydantic import Field, ValidationError
+from pydantic import Field, ValidationError, field_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
+from core.api import cors
 from core.errors import SettingsError
 
 
@@ -65,10 +66,20 @@ class Settings(BaseSettings):
         default="",
         description="Names, comma-separated, by which others call the API (a tunnel's, a proxy's).",
     )
+    api_allowed_origins: str = Field(
+        default="",
+        description="Origins, comma-separated, of web pages that may ask the API from a browser (CORS).",
+    )
     api_max_requests: int = Field(default=1024, ge=1, description="Requests that the API answers at once.")
     api_max_body_bytes: int = Field(
         default=16 << 20, ge=1 << 10, description="Largest body of a request, uploaded files left out."
     )
+
+    @field_validator("api_allowed_origins")
+    @classmethod
+    def _are_origins(cls, text: str) -> str:
+        cors.listed(text)
+        return text
 
     @property
     def benchmarks_dir(self) -> Path:

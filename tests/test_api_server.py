@@ -245,6 +245,61 @@ def test_pages_of_other_sites_may_not_ask_without_a_key(api, guarded):
     assert keyed.post("/generate", json=SHORT, headers=headers).status_code == 200
 
 
+def test_a_page_of_an_allowed_origin_may_ask_and_read_the_answer(runtime):
+    page = {"Origin": "https://app.example"}
+    question = {
+        **page,
+        "Access-Control-Request-Method": "POST",
+        "Access-Control-Request-Headers": "authorization,content-type,x-stainless-os",
+        "Access-Control-Request-Private-Network": "true",
+    }
+    allowed = "https://App.example, http://localhost:3000"
+    with serving(runtime, api_allowed_origins=allowed, api_require_key=True) as (server, client):
+        may = client.options("/v1/chat/completions", headers=question)
+        assert (may.status_code, may.content) == (204, b"")
+        assert may.headers["access-control-allow-origin"] == "https://app.example"
+        assert may.headers["access-control-allow-headers"] == "authorization,content-type,x-stainless-os"
+        assert "POST" in may.headers["access-control-allow-methods"]
+        assert may.headers["access-control-allow-private-network"] == "true"
+        refused = client.post("/generate", json=SHORT, headers=page)  # the page may read why
+        assert refused.status_code == 401
+        assert refused.headers["access-control-allow-origin"] == "https://app.example"
+        _key, secret = server.keys.create("me")
+        answer = client.post("/generate", json=SHORT, headers={**page, **bearer(secret)})
+        assert answer.status_code == 200
+        assert answer.headers["access-control-allow-origin"] == "https://app.example"
+        assert answer.headers["vary"] == "Origin"
+        assert "access-control-allow-credentials" not in answer.headers
+        for other in ("https://evil.example", "http://app.example", "https://app.example:444", "null"):
+            foreign = {**question, "Origin": other}
+            assert client.options("/v1/chat/completions", headers=foreign).status_code == 401, other
+            kept_back = client.post("/generate", json=SHORT, headers={**bearer(secret), "Origin": other})
+            assert "access-control-allow-origin" not in kept_back.headers
+            assert kept_back.headers["vary"] == "Origin"
+        wrong = client.options("/v1/models", headers={**question, "Host": "evil.example"})
+        assert wrong.status_code == 421
+        server.usage.flush()
+        counted = {row.endpoint for row in server.usage.latest()}
+        assert counted == {"/generate"}  # questions beforehand are no requests
+
+
+def test_an_allowed_origin_needs_no_key_where_nobody_does(runtime):
+    with serving(runtime, api_allowed_origins="http://localhost:3000") as (_server, client):
+        asked = client.post("/generate", json=SHORT, headers={"Origin": "http://localhost:3000"})
+        assert asked.status_code == 200
+        for other in ("http://localhost:3001", "https://localhost:3000"):
+            assert client.post("/generate", json=SHORT, headers={"Origin": other}).status_code == 403
+
+
+def test_no_page_of_another_site_may_ask_where_none_is_named(api):
+    _server, client = api
+    question = {"Origin": "https://app.example", "Access-Control-Request-Method": "POST"}
+    refused = client.options("/generate", headers=question)
+    assert refused.status_code == 403
+    assert "WORKBENCH_API_ALLOWED_ORIGINS" in refused.json()["error"]["message"]
+    assert not [name for name in refused.headers if name.startswith("access-control") or name == "vary"]
+
+
 def test_large_bodies_are_refused_told_or_not(runtime):
     with serving(runtime, api_max_body_bytes=2000) as (_server, client):
         told = client.post("/generate", content=b"x" * 2001)

@@ -24,6 +24,9 @@ def test_the_workspace_is_made_where_it_is_asked_for(monkeypatch, tmp_path):
         ("GPU_MEMORY_UTILIZATION", "1.5"),
         ("AUTOLOAD", "perhaps"),
         ("MAX_MODEL_LEN", "long"),
+        ("API_ALLOWED_ORIGINS", "https://app.example.org/chat"),
+        ("API_ALLOWED_ORIGINS", "app.example.org"),
+        ("API_ALLOWED_ORIGINS", "*"),
     ],
 )
 def test_a_bad_value_is_named(monkeypatch, tmp_path, name, value):

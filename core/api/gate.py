@@ -12,9 +12,10 @@ import re
 import secrets
 import socket
 import time
-from collections.abc import Awaitable, Callable, Iterable, MutableMapping
+from collections.abc import Awaitable, Callable, Iterable, Mapping, MutableMapping
 from typing import Any
 
+from core.api.cors import AllowedOrigins
 from core.api.keys import ApiKeys
 from core.api.limits import Limits
 from core.api.live import Call, LiveCalls
@@ -51,7 +52,9 @@ def is_loopback(host: str) -> bool:
 
 
 class Gate:
-    """`allowed_hosts` are names, beside this machine's own, that requests may give as their Host."""
+    """`allowed_hosts` are names, beside this machine's own, that requests may give as their Host;
+    `allowed_origins` are pages of other sites that may ask, as `cors.listed` gives them.
+    """
 
     def __init__(
         self,
@@ -64,6 +67,7 @@ class Gate:
         needs_key: bool,
         bound_to: str,
         allowed_hosts: Iterable[str] = (),
+        allowed_origins: Iterable[str] = (),
         most_body_bytes: int,
     ) -> None:
         self._app = app
@@ -75,6 +79,7 @@ class Gate:
         self._hosts = {name.lower() for name in ("localhost", *allowed_hosts)}
         if not is_loopback(bound_to):
             self._hosts |= {bound_to.lower(), socket.gethostname().lower(), socket.getfqdn().lower()}
+        self._origins = AllowedOrigins(allowed_origins)
         self._is_local = is_loopback(bound_to)
         self._most_body_bytes = most_body_bytes
         self._unknown: list[float] = []
@@ -85,26 +90,35 @@ class Gate:
         # our own: a client's would be the engine's name for the request, which must not be taken already
         call = Call(request_id=secrets.token_hex(16), endpoint=scope["path"])
         status, is_whole = _CLIENT_LEFT, False
+        headers = {name.decode("latin-1"): value.decode("latin-1") for name, value in scope["headers"]}
+        for_page = self._origins.headers(headers.get("origin"))
 
         async def send_on(message: Message) -> None:
             nonlocal status, is_whole
             if message["type"] == "http.response.start":
                 status = message["status"]
-                message = {**message, "headers": [*message.get("headers", ()), *_FOR_BROWSERS]}
+                message = {**message, "headers": [*message.get("headers", ()), *_FOR_BROWSERS, *for_page]}
             else:
                 is_whole = not message.get("more_body", False)
             await send(message)
 
         try:
-            await self._let_in(call, scope, receive, send_on)
+            await self._let_in(call, scope, headers, receive, send_on)
         except HttpError as error:
             await error.response(scope, receive, send_on)
         finally:
-            self._book(call, status if is_whole or status >= 400 else _CLIENT_LEFT)
+            if scope["method"] != "OPTIONS":  # a browser's question, before the page's own
+                self._book(call, status if is_whole or status >= 400 else _CLIENT_LEFT)
 
-    async def _let_in(self, call: Call, scope: Scope, receive: Receive, send: Send) -> None:
-        headers = {name.decode("latin-1"): value.decode("latin-1") for name, value in scope["headers"]}
+    async def _let_in(
+        self, call: Call, scope: Scope, headers: Mapping[str, str], receive: Receive, send: Send
+    ) -> None:
         self._check_host(headers.get("host", ""))
+        may_ask = self._origins.preflight(scope["method"], headers)
+        if may_ask is not None:
+            await send({"type": "http.response.start", "status": 204, "headers": may_ask})
+            await send({"type": "http.response.body"})
+            return
         self._check_origin(headers.get("origin"), headers.get("host", ""))
         path = scope["path"]
         is_streamed = path in _STREAMED
@@ -149,11 +163,16 @@ class Gate:
 
     def _check_origin(self, origin: str | None, host: str) -> None:
         """A page of another site that asks from somebody's browser, which needs no key on loopback."""
-        if origin is None or self._needs_key:
+        if origin is None or self._needs_key or self._origins.allows(origin):
             return
         name = origin.partition("://")[2].lower()
         if name != host.lower():
-            raise HttpError(403, "Pages of other sites may not ask without a key.", code="origin_not_allowed")
+            raise HttpError(
+                403,
+                "Pages of other sites may not ask without a key, unless they are among "
+                "WORKBENCH_API_ALLOWED_ORIGINS.",
+                code="origin_not_allowed",
+            )
 
     def _check_length(self, length: str | None) -> None:
         if length is not None and (not length.isdigit() or int(length) > self._most_body_bytes):

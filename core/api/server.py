@@ -185,6 +185,7 @@ class ApiServer:
             listening.close()
 
     def _make_app(self, host: str) -> tuple[ApiApp, Gate, OwnApi]:
+        from core.api import cors
         from core.api.app import ApiApp
         from core.api.gate import Gate
         from core.api.limits import Limits
@@ -207,6 +208,7 @@ class ApiServer:
             needs_key=self._needs_key(host),
             bound_to=host,
             allowed_hosts=[name.strip() for name in settings.api_allowed_hosts.split(",") if name.strip()],
+            allowed_origins=cors.listed(settings.api_allowed_origins),
             most_body_bytes=settings.api_max_body_bytes,
         )
         return app, gate, own
