@@ -8,10 +8,8 @@ is imported.
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
-from difflib import get_close_matches
 from typing import Any, Literal
 
 from core import engine_settings_rules
@@ -19,6 +17,7 @@ from core.engine_settings_rules import MADE_SMALL, check_devices, check_processo
 from core.engine_settings_values import KIND_WORDS, PARSERS, Kind, size_text
 from core.errors import ParameterError
 from core.machine import Machine
+from core.named_values import NamedValue, did_you_mean
 from core.types import EngineName, EngineSpec
 
 Group = Literal["model", "main", "memory", "speed", "parallel", "adapters", "trust"]
@@ -41,61 +40,21 @@ _LORA_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Setting:
-    """One row of the table. `automatic`: what an empty field means. `minimum` and `maximum` are inclusive,
-    unless `above` excludes the minimum. `choices` None: any value of its kind. `engines` take it.
-    """
+class Setting(NamedValue):
+    """One row of the table. `automatic`: what an empty field means. `engines` take it."""
 
-    name: str
+    parsers = PARSERS
+    kind_words = KIND_WORDS
+
     title: str
     kind: Kind
     group: Group
-    help: str
     automatic: str
     engines: tuple[EngineName, ...] = ("vllm",)
-    choices: tuple[Any, ...] | None = None
-    minimum: float | None = None
-    maximum: float | None = None
-    above: bool = False
 
-    def parse(self, value: Any) -> Any:
-        """`value`, or its text, in the setting's own type. Raises ParameterError."""
-        if value is None:
-            return None
-        try:
-            parsed = PARSERS[self.kind](value)
-        except (TypeError, ValueError, OverflowError, RecursionError) as error:
-            raise ParameterError(
-                f"{self.name}={value!r} is not {KIND_WORDS[self.kind]}.", hint=self.help
-            ) from error
-        if self.choices is not None and parsed not in self.choices:
-            raise ParameterError(f"{self.name}={parsed!r} is not one of {self.range_text}.", hint=self.help)
-        if self.kind in ("int", "float", "bytes"):
-            self._check_range(parsed)
-        return parsed
-
-    def _check_range(self, value: float) -> None:
-        low, high = self.minimum, self.maximum
-        too_low = low is not None and (value <= low if self.above else value < low)
-        if too_low or (high is not None and value > high) or not math.isfinite(value):
-            raise ParameterError(f"{self.name}={value} is out of range: {self.range_text}.", hint=self.help)
-
-    @property
-    def range_text(self) -> str:
-        """The allowed values in words."""
-        if self.choices is not None:
-            return ", ".join(map(str, self.choices))
-        if self.minimum is None:
-            return KIND_WORDS[self.kind]
+    def number_text(self, value: float) -> str:
         word = {"bytes": size_text, "int": "{:,}".format}.get(self.kind, "{:g}".format)
-        low = f"above {word(self.minimum)}" if self.above else f"{word(self.minimum)} or more"
-        if self.maximum is None:
-            return low
-        return (
-            f"{low}, up to {word(self.maximum)}"
-            if self.above
-            else f"{word(self.minimum)} to {word(self.maximum)}"
-        )
+        return word(value)
 
 
 SETTINGS: tuple[Setting, ...] = (
@@ -325,8 +284,7 @@ def _text(value: Any) -> str:
 def _setting(name: str) -> Setting:
     if name in BY_NAME:
         return BY_NAME[name]
-    near = get_close_matches(name, BY_NAME, n=1)
-    hint = f"Did you mean {near[0]}?" if near else f"Settings: {', '.join(BY_NAME)}."
+    hint = did_you_mean(name, BY_NAME, f"Settings: {', '.join(BY_NAME)}.")
     raise ParameterError(f"There is no engine setting {name!r}.", hint=hint)
 
 

@@ -7,13 +7,12 @@ where OpenAI has them. Pure: imports no engine.
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from difflib import get_close_matches
 from typing import Any, Literal
 
 from core.errors import ParameterError
+from core.named_values import NamedValue, did_you_mean
 from core.sampling_rules import check_together
 from core.sampling_values import KIND_WORDS, PARSERS, Kind
 from core.types import Feature
@@ -42,62 +41,27 @@ GROUPS: dict[Group, GroupWords] = {
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Parameter:
+class Parameter(NamedValue):
     """One row of the table.
 
-    `minimum` and `maximum` are inclusive unless `above` excludes the minimum;
     `low`, `high` and `step` bound the slider, not the value. `default` None
     means "not sent". `form` puts it into the short form of the pages; `batch_only` keeps it off
     the general form: what it asks for has no place in a chat. `feature` is what an engine must be
     able to do for it (`EngineInfo.cannot`).
     """
 
-    name: str
+    parsers = PARSERS
+    kind_words = KIND_WORDS
+
     kind: Kind
     group: Group
     default: Any
-    help: str
-    minimum: float | None = None
-    maximum: float | None = None
-    above: bool = False
     low: float | None = None
     high: float | None = None
     step: float | None = None
     form: bool = False
     batch_only: bool = False
     feature: Feature | None = None
-
-    def parse(self, value: Any) -> Any:
-        """Return `value` in the parameter's own type. Raises ParameterError."""
-        if value is None:
-            return None
-        try:
-            parsed = PARSERS[self.kind](value)
-        except (TypeError, ValueError, OverflowError, RecursionError) as error:
-            raise ParameterError(
-                f"{self.name}={value!r} is not {KIND_WORDS[self.kind]}.", hint=self.help
-            ) from error
-        if self.kind in ("float", "int"):
-            self._check_range(parsed)
-        return parsed
-
-    def _check_range(self, value: float) -> None:
-        too_low = self.minimum is not None and (value <= self.minimum if self.above else value < self.minimum)
-        too_high = self.maximum is not None and value > self.maximum
-        if too_low or too_high or not math.isfinite(value):
-            raise ParameterError(f"{self.name}={value} is out of range: {self.range_text}.", hint=self.help)
-
-    @property
-    def range_text(self) -> str:
-        """The allowed values in words: "0 to 2", "above 0", "any number"."""
-        if self.kind not in ("float", "int"):
-            return KIND_WORDS[self.kind]
-        low, high = self.minimum, self.maximum
-        if low is None and high is None:
-            return "any number"
-        if high is None:
-            return f"above {low:g}" if self.above else f"{low:g} or more"
-        return f"above {low:g}, up to {high:g}" if self.above else f"{low:g} to {high:g}"
 
 
 PARAMETERS: tuple[Parameter, ...] = (
@@ -218,8 +182,7 @@ def find(name: str) -> Parameter:
     """The row named `name`. Raises ParameterError, with the nearest name that exists."""
     if name in BY_NAME:
         return BY_NAME[name]
-    near = get_close_matches(name, BY_NAME, n=1)
-    hint = f"Did you mean {near[0]}?" if near else f"Known parameters: {', '.join(BY_NAME)}."
+    hint = did_you_mean(name, BY_NAME, f"Known parameters: {', '.join(BY_NAME)}.")
     raise ParameterError(f"There is no sampling parameter {name!r}.", hint=hint)
 
 

@@ -52,6 +52,7 @@ PURE = {
     "core/bench/roofline.py",
     "core/bench/differences.py",
     "core/bench/figures.py",
+    "core/named_values.py",
     "core/sampling.py",
     "core/sampling_rules.py",
     "core/sampling_values.py",

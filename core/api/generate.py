@@ -13,7 +13,6 @@ import asyncio
 import contextlib
 import json
 from collections.abc import AsyncIterator, Mapping
-from difflib import get_close_matches
 from typing import Any, NoReturn
 
 from starlette.requests import Request
@@ -29,6 +28,7 @@ from core.api.openai_errors import HttpError
 from core.asks import encodable, read_messages
 from core.engines.base import Engine
 from core.errors import ParameterError, TemplateError, WorkbenchError
+from core.named_values import did_you_mean
 from core.runtime import Runtime
 from core.slots import Slots
 from core.types import ChatPrompt, Completion, Delta, Message, Prompt
@@ -170,8 +170,7 @@ def _check_names(body: Mapping[str, Any]) -> None:
     known = (*_OWN_FIELDS, *sampling.BY_NAME)
     for name in body:
         if name not in known:
-            near = get_close_matches(name, known, n=1)
-            hint = f"Did you mean {near[0]}?" if near else f"Known: {', '.join(known)}."
+            hint = did_you_mean(name, known, f"Known: {', '.join(known)}.")
             raise HttpError(400, f"There is no parameter {name!r}. {hint}", param=name)
 
 
