@@ -70,6 +70,12 @@ class Settings(BaseSettings):
         default="",
         description="Origins, comma-separated, of web pages that may ask the API from a browser (CORS).",
     )
+    api_ssl_certfile: Path | None = Field(
+        default=None, description="Certificate with its chain (PEM): the API is served under https."
+    )
+    api_ssl_keyfile: Path | None = Field(
+        default=None, description="The certificate's key (PEM), where it is in a file of its own."
+    )
     api_max_requests: int = Field(default=1024, ge=1, description="Requests that the API answers at once.")
     api_max_body_bytes: int = Field(
         default=16 << 20, ge=1 << 10, description="Largest body of a request, uploaded files left out."

@@ -35,8 +35,9 @@ class ApiKey:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ApiStatus:
-    """The server now. `url` has no path ("http://127.0.0.1:8000"); `needs_key`: it is not bound to loopback,
-    or keys are asked for anyway. `error` says why it could not start.
+    """The server now. `url` has no path ("http://127.0.0.1:8000", https with a certificate).
+
+    `needs_key`: it is not bound to loopback, or keys are asked for anyway. `error`: why it could not start.
     """
 
     phase: ApiPhase
@@ -46,6 +47,10 @@ class ApiStatus:
     needs_key: bool = False
     models: tuple[str, ...] = ()
     error: str = ""
+
+    @property
+    def is_encrypted(self) -> bool:
+        return self.url is not None and self.url.startswith("https:")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -14,6 +14,7 @@ from concurrent.futures import Future, wait
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
+from core.api import tls
 from core.api.context import ApiContext
 from core.api.gate import is_loopback
 from core.api.keys import ApiKeys
@@ -162,11 +163,12 @@ class ApiServer:
             self._server = None
 
     async def _serve(self, host: str, port: int) -> None:
+        certificate = await self._runtime.in_thread(lambda: tls.certificate(self._settings))
         listening = await bind(host, port)
         try:
             # imports web frameworks: 0.3 s that chats would wait for
             app, gate, own = await self._runtime.in_thread(lambda: self._make_app(host))
-            server = await self._runtime.in_thread(lambda: _server(gate))
+            server = await self._runtime.in_thread(lambda: _server(gate, certificate))
             own.start()
         except BaseException:
             listening.close()
@@ -176,13 +178,22 @@ class ApiServer:
             self._server = server
             port = listening.getsockname()[1]
             # the socket listens: who comes before uvicorn does is answered by it
-            self._status = replace(self._status, phase="serving", port=port, url=_url(host, port))
+            url = _url(self._name(host, certificate), port, is_secure=certificate is not None)
+            self._status = replace(self._status, phase="serving", port=port, url=url)
             await server.serve(sockets=[listening])
         finally:
             following.cancel()
             await asyncio.wait({following})
             await self._runtime.in_thread(own.close)
             listening.close()
+
+    def _name(self, host: str, certificate: tls.Certificate | None) -> str:
+        """By which it is called: a certificate is made out to a name, and hardly to an address."""
+        names = self._allowed_hosts()
+        return names[0] if names and certificate is not None else host
+
+    def _allowed_hosts(self) -> list[str]:
+        return [name.strip() for name in self._settings.api_allowed_hosts.split(",") if name.strip()]
 
     def _make_app(self, host: str) -> tuple[ApiApp, Gate, OwnApi]:
         from core.api import cors
@@ -207,7 +218,7 @@ class ApiServer:
             usage=self.usage,
             needs_key=self._needs_key(host),
             bound_to=host,
-            allowed_hosts=[name.strip() for name in settings.api_allowed_hosts.split(",") if name.strip()],
+            allowed_hosts=self._allowed_hosts(),
             allowed_origins=cors.listed(settings.api_allowed_origins),
             most_body_bytes=settings.api_max_body_bytes,
         )
@@ -268,13 +279,13 @@ def _remedy(error: Exception) -> str:
     return "Choose another port, above 1024; 0 is a free one."
 
 
-def _url(host: str, port: int) -> str:
+def _url(host: str, port: int, *, is_secure: bool) -> str:
     """Where this machine itself reaches it."""
     name = {"0.0.0.0": "127.0.0.1", "::": "::1", "": "127.0.0.1"}.get(host, host)
-    return f"http://[{name}]:{port}" if ":" in name else f"http://{name}:{port}"
+    return f"http{'s' if is_secure else ''}://{f'[{name}]' if ':' in name else name}:{port}"
 
 
-def _server(app: Any) -> Any:
+def _server(app: Any, certificate: tls.Certificate | None) -> Any:
     import uvicorn
 
     from core.api.connections import protocol
@@ -299,6 +310,8 @@ def _server(app: Any) -> Any:
         timeout_keep_alive=_KEEP_ALIVE_S,
         timeout_graceful_shutdown=_STOP_S,
         reset_contextvars=True,
+        ssl_certfile=certificate and str(certificate.file),
+        ssl_keyfile=certificate and certificate.key and str(certificate.key),
     )
     config.load()
     return Server(config)

@@ -19,6 +19,12 @@ _NEEDS = {
     "Python": "Needs the package `openai`: `pip install openai`.",
     "JavaScript": "Needs Node 18 or later, and no package: save it as `ask.mjs`, run `node ask.mjs`.",
 }
+_ENCRYPTED = {
+    "http": "What goes over the network is not encrypted: across a network that you don't trust, use SSH as "
+    "below, or a certificate (`WORKBENCH_API_SSL_CERTFILE`).",
+    "https": "What goes over the network is encrypted. Instead of this machine's name use the one that the "
+    "certificate is made out to, and set `WORKBENCH_API_ALLOWED_HOSTS` to it.",
+}
 _OFFERS = (
     ("Chat and completion", "`/v1/chat/completions`, `/v1/completions`: streamed or not, JSON by schema"),
     ("Batches", "`/v1/files`, `/v1/batches`: each is a run on the Batch page, and survives restarts"),
@@ -71,11 +77,11 @@ def _programs(status: ApiStatus) -> None:
 
 def _elsewhere(status: ApiStatus) -> None:
     port, here = status.url.rpartition(":")[2], plain_text(socket.gethostname())
+    scheme = "https" if status.is_encrypted else "http"
     if status.needs_key:
         st.markdown(
             f"**It asks for a key.** Make one for each person or program under **Keys**; the address from "
-            f"elsewhere is `http://{here}:{port}/v1`, if no firewall is in between. What goes over the "
-            "network is not encrypted: across a network that you don't trust, use SSH as below."
+            f"elsewhere is `{scheme}://{here}:{port}/v1`, if no firewall is in between. {_ENCRYPTED[scheme]}"
         )
     else:
         st.markdown(
@@ -84,7 +90,7 @@ def _elsewhere(status: ApiStatus) -> None:
         )
     st.markdown("**Through SSH**, encrypted and without opening anything, run there:")
     st.code(f"ssh -N -L {port}:127.0.0.1:{port} you@{socket.gethostname()}", language="bash")
-    st.markdown(f"Then `http://127.0.0.1:{port}/v1` is its address there, too.")
+    st.markdown(f"Then `{scheme}://127.0.0.1:{port}/v1` is its address there, too.")
     st.markdown(
         "**Behind a proxy or a public tunnel**, everybody who reaches that reaches the API. Set "
         "`WORKBENCH_API_REQUIRE_KEY=true`, so that it asks for a key although it listens on this machine "
