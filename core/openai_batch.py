@@ -189,10 +189,10 @@ def result_line(
 ) -> str:
     """One row's line, as OpenAI's Batch API writes it, without the line's end.
 
-    `status` None: the row has no result yet. `samples`: the n answers, where n > 1 (text,
-    finish_reason, and logprob if known). `finished_at`: seconds since 1970. The ids follow from
-    `run_id` and `row`: the same result is always the same line. A known logprob of an answer is
-    the choice's `cumulative_logprob`, which OpenAI doesn't have.
+    `status` None: the row has no result yet; "expired": nor will it get one. `samples`: the n
+    answers, where n > 1 (text, finish_reason, and logprob if known). `finished_at`: seconds since
+    1970. The ids follow from `run_id` and `row`: the same result is always the same line. A known
+    logprob of an answer is the choice's `cumulative_logprob`, which OpenAI doesn't have.
     """
     digest = hashlib.blake2b(f"{run_id}/{row}".encode(), digest_size=12).hexdigest()
     line: dict[str, Any] = {"id": f"batch_req_{digest}", "custom_id": custom_id, "response": None}
@@ -223,6 +223,7 @@ def result_line(
 _ERRORS = {
     "error": ("request_failed", "The request failed."),
     "skipped": ("request_skipped", "The prompt is empty."),
+    "expired": ("batch_expired", "The batch's completion window was over before this request was run."),
     None: ("request_not_run", "The request has not been run yet."),
 }
 

@@ -17,14 +17,16 @@ from test_adapters import make_adapter
 from waiting import until
 
 from core.adapters.registry import Adapters
+from core.api.batch_records import BatchRecords
 from core.api.records import KeyLimits
 from core.presets import Presets
+from core.store import Store
 from core.types import EngineSpec
 from pages.parts import session
 
 ROOT = Path(__file__).parents[1]
 CHAT, COMPLETIONS = "/v1/chat/completions", "/v1/completions"
-ENDED = ("completed", "failed", "cancelled")
+ENDED = ("completed", "failed", "cancelled", "expired")
 
 
 @pytest.fixture
@@ -194,6 +196,7 @@ def test_a_file_without_one_good_line_fails_and_leaves_no_run(api, lines, code, 
         ({"input_file_id": None}, 400, "input_file_id"),
         ({"endpoint": "/v1/embeddings"}, 400, "endpoint"),
         ({"completion_window": "soon"}, 400, "completion_window"),
+        ({"completion_window": "48h"}, 400, "completion_window"),
         ({"metadata": {"a": 1}}, 400, "metadata"),
         ({"metadata": {"a" * 65: "b"}}, 400, "metadata"),
         ({"metadata": {str(number): "" for number in range(17)}}, 400, "metadata"),
@@ -264,6 +267,74 @@ def test_a_batch_waits_while_its_run_is_paused_and_ends_when_it_is_stopped(slow)
     batch = reached(client, batch, *ENDED)
     assert batch.status == "cancelled"
     assert batch.errors.data[0].code == "run_stopped"
+
+
+def make_late(server, batch):
+    """As if its 24 hours were over."""
+    records = BatchRecords(server._store)
+    records.change(batch.id, times={**records.find(batch.id).times, "expires_at": int(time.time())})
+
+
+@pytest.mark.parametrize("is_paused", [False, True])
+def test_a_batch_that_takes_longer_than_its_window_expires_with_what_is_done(slow, is_paused):
+    """It went on for ever, whatever window was asked for."""
+    client = client_of(slow)
+    batch = begin(client, long_lines(30))
+    assert batch.expires_at == batch.created_at + 24 * 3600
+    until(lambda: client.batches.retrieve(batch.id).request_counts.completed >= 2)
+    (run,) = slow._store.runs()
+    if is_paused:
+        slow._jobs().pause(run.run_id)
+        slow._jobs().wait(run.run_id, 20)
+    make_late(slow, batch)
+    batch = reached(client, batch, *ENDED)
+    assert batch.status == "expired"
+    assert batch.expires_at <= batch.finalizing_at <= batch.expired_at
+    assert 2 <= batch.request_counts.completed < 30
+    answered = contents(client, batch)
+    assert len(answered) == batch.request_counts.completed
+    rest = read(client, batch.error_file_id)
+    assert {one["error"]["code"] for one in rest} == {"batch_expired"}
+    assert sorted([*answered, *(one["custom_id"] for one in rest)]) == sorted(f"q{n}" for n in range(30))
+    assert slow._store.run(run.run_id).state == "stopped"
+    with pytest.raises(openai.BadRequestError, match="is expired"):
+        client.batches.cancel(batch.id)
+
+
+def test_a_batch_whose_model_is_never_loaded_expires(make_scripted_runtime):
+    runtime = make_scripted_runtime()
+    with serving(runtime) as (server, _client):
+        client = client_of(server)
+        runtime.unload()
+        until(lambda: runtime.status().phase == "empty")
+        batch = begin(client, [line(0)])
+        until(lambda: BatchRecords(server._store).find(batch.id).run_id)
+        make_late(server, batch)
+        batch = reached(client, batch, *ENDED)
+        assert (batch.status, batch.output_file_id, batch.error_file_id) == ("expired", None, None)
+        assert server._store.runs(drafts=True) == []
+
+
+def test_a_batch_expires_also_while_nobody_serves(make_scripted_runtime):
+    runtime = make_scripted_runtime(scripted_tokens_per_s=40, max_num_seqs=2)
+    with serving(runtime) as (server, _client):
+        batch = begin(client_of(server), long_lines(20))
+        until(lambda: client_of(server).batches.retrieve(batch.id).request_counts.completed >= 2)
+    store = Store(runtime.settings.catalogue_path)
+    records = BatchRecords(store)
+    records.change(batch.id, times={**records.find(batch.id).times, "expires_at": int(time.time())})
+    store.close()
+    with serving(runtime) as (server, _client):
+        batch = reached(client_of(server), batch, *ENDED)
+        assert batch.status == "expired" and batch.request_counts.completed >= 2
+
+
+def test_a_batch_of_before_there_were_ends_has_none(slow):
+    client = client_of(slow)
+    batch = begin(client, long_lines(4))
+    BatchRecords(slow._store).change(batch.id, times={})
+    batch = reached(client, batch, *ENDED)
+    assert (batch.status, batch.expires_at, batch.expired_at) == ("completed", None, None)
 
 
 def test_a_batch_whose_run_was_deleted_fails(slow):

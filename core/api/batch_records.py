@@ -18,9 +18,11 @@ from core.catalogue_schema import runs as _runs
 from core.store import Store, is_alive, this_process
 
 BatchStatus = Literal[
-    "validating", "in_progress", "finalizing", "completed", "failed", "cancelling", "cancelled"
+    "validating", "in_progress", "finalizing", "completed", "failed", "cancelling", "cancelled", "expired"
 ]
-ENDED: tuple[BatchStatus, ...] = ("completed", "failed", "cancelled")
+ENDED: tuple[BatchStatus, ...] = ("completed", "failed", "cancelled", "expired")
+WINDOW = "24h"
+_WINDOW_S = 24 * 3600
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -47,7 +49,7 @@ class Batch:
     """`times`: seconds since 1970 by OpenAI's names ("in_progress_at"). `model` answers all of it.
 
     `bad_lines` of the input can't be asked; `errors` names the first of them. The owner is the process
-    that works on it, as `core.store.this_process` describes it.
+    that works on it, as `core.store.this_process` describes it. `is_over`: its time ended before its work.
     """
 
     batch_id: str
@@ -64,6 +66,7 @@ class Batch:
     times: Mapping[str, int] = field(default_factory=dict)
     errors: tuple[LineError, ...] = ()
     bad_lines: int = 0
+    is_over: bool = False
     counts: BatchCounts = BatchCounts()
     output_file_id: str | None = None
     error_file_id: str | None = None
@@ -74,9 +77,14 @@ class Batch:
     def has_ended(self) -> bool:
         return self.status in ENDED
 
+    @property
+    def is_late(self) -> bool:
+        """Whether its time has ended. Batches of before there was an end have none."""
+        return "expires_at" in self.times and time.time() >= self.times["expires_at"]
+
     def as_json(self, counts: BatchCounts | None = None) -> dict[str, Any]:
         """As OpenAI has it. `counts`: how far it is now, where its end has not been written down."""
-        times = ("in_progress", "finalizing", "completed", "failed", "cancelling", "cancelled")
+        times = ("in_progress", "finalizing", "completed", "failed", "cancelling", "cancelled", "expired")
         errors = {"object": "list", "data": [asdict(error) for error in self.errors]}
         return {
             "id": self.batch_id,
@@ -91,8 +99,7 @@ class Batch:
             "error_file_id": self.error_file_id,
             "created_at": int(self.created_at.timestamp()),
             **{f"{name}_at": self.times.get(f"{name}_at") for name in times},
-            "expires_at": None,
-            "expired_at": None,
+            "expires_at": self.times.get("expires_at"),
             "request_counts": asdict(counts or self.counts),
             "metadata": self.metadata,
         }
@@ -110,9 +117,11 @@ class BatchRecords:
 
     def add(self, **values: Any) -> Batch:
         """A new batch, validating, that this process works on; `values` are Batch's fields."""
+        now = dt.datetime.now(dt.UTC)
         batch = Batch(
             batch_id=f"batch_{secrets.token_hex(12)}",
-            created_at=dt.datetime.now(dt.UTC),
+            created_at=now,
+            times={"expires_at": int(now.timestamp()) + _WINDOW_S},
             **values,
             **this_process(),
         )

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -12,7 +11,7 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
 from core.api import live
-from core.api.batch_records import Batch
+from core.api.batch_records import WINDOW, Batch
 from core.api.batches import Batches
 from core.api.files import Files
 from core.api.incoming import in_openai_form, read_object, read_page, text_of
@@ -24,7 +23,6 @@ _FIELDS = ("input_file_id", "endpoint", "completion_window", "metadata")
 _PAGE, _MOST_PAGE = 20, 100
 _MOST_OPEN = 200
 _MOST_PAIRS, _LONGEST_KEY, _LONGEST_VALUE = 16, 64, 512
-_WINDOW = re.compile(r"[1-9][0-9]{0,3}[hd]")
 
 
 class BatchRoutes:
@@ -91,8 +89,8 @@ class BatchRoutes:
         endpoint, window = text_of(body, "endpoint"), text_of(body, "completion_window")
         if endpoint not in ENDPOINTS:
             raise HttpError(400, f"The endpoint of a batch is {' or '.join(ENDPOINTS)}.", param="endpoint")
-        if not _WINDOW.fullmatch(window):
-            raise HttpError(400, 'completion_window is "24h".', param="completion_window")
+        if window != WINDOW:
+            raise HttpError(400, f'completion_window is "{WINDOW}".', param="completion_window")
         file = self._files.find(text_of(body, "input_file_id"), key_id)
         if file.purpose != "batch":
             raise HttpError(400, "The file's purpose is not batch.", param="input_file_id")

@@ -1,6 +1,7 @@
 """Batches at work: each is a run like any other, and what comes out is a file of OpenAI's form.
 
-validating -> in_progress -> finalizing -> completed, or failed; cancelling -> cancelled on the way. Every
+validating -> in_progress -> finalizing -> completed, or failed; cancelling -> cancelled on the way, or
+finalizing -> expired when its time is over. Every
 step is written down before the next: a process that serves the API goes on where a dead one ended. A batch
 waits while its model is not the one that is loaded, and while somebody has paused its run.
 """
@@ -216,6 +217,8 @@ class Batches:
                 error = LineError(code="run_stopped", message=_STOPPED_ELSEWHERE)
                 values = {"status": "cancelling", "errors": (error, *batch.errors)}
                 return await self._change(batch, only_in=("in_progress",), **values)
+            if batch.is_late:
+                return await self._expire(batch)
             if record.is_at_work or record.state == "paused":
                 await asyncio.sleep(_LOOK_EVERY_S)
             elif record.state == "failed" and record.done == done_at_start and self._is_loaded(batch):
@@ -233,23 +236,32 @@ class Batches:
         except RunBusy:  # another process has just begun it
             await asyncio.sleep(_LOOK_EVERY_S)
 
+    async def _expire(self, batch: Batch) -> Batch:
+        """End it with what is done."""
+        return await self._change(
+            batch, status="finalizing", is_over=True, only_in=("validating", "in_progress")
+        )
+
     async def _finish(self, batch: Batch) -> Batch:
-        """Write what there is, and end the batch: completed, cancelled, or failed if its run has."""
+        """Write what there is, and end the batch: completed, cancelled, expired, or failed if its run has."""
+        unbegun = "expired" if batch.is_over else "cancelled"
         if batch.run_id is None:
-            return await self._change(batch, status="cancelled")
+            return await self._change(batch, status=unbegun)
         record = await self._ended_run(batch)
         if record is None:
             return await self._fail(batch, LineError(code="run_deleted", message="Its run was deleted."))
-        if record.state == "draft":  # cancelled before it began
+        if record.state == "draft":  # it never began
+            was_checked = batch.is_over and batch.model is not None
+            files = await self._heavy(self._write, batch) if was_checked else {}
             await asyncio.to_thread(self._delete_run, batch)
-            return await self._change(batch, status="cancelled", run_id=None)
+            return await self._change(batch, status=unbegun, run_id=None, **files)
         while True:
             try:
                 files = await self._heavy(self._write, batch)
                 break
             except RunBusy:  # somebody exports it
                 await asyncio.sleep(_LOOK_EVERY_S)
-        ended = "failed" if record.state == "failed" else "completed"
+        ended = "expired" if batch.is_over else "failed" if record.state == "failed" else "completed"
         status = "cancelled" if batch.status == "cancelling" else ended
         return await self._change(batch, status=status, **files)
 
@@ -263,11 +275,14 @@ class Batches:
             await asyncio.sleep(_LOOK_EVERY_S)
 
     async def _engine_info(self, batch: Batch) -> EngineInfo | None:
-        """Of the engine, once the batch's model is loaded; None when the batch was cancelled meanwhile."""
+        """Of the engine, once the batch's model is loaded; None when the batch was ended meanwhile."""
         status = batch.status
         while not self._is_loaded(batch):
             await asyncio.sleep(_LOOK_EVERY_S)
-            if (await self._now(batch)).status != status:
+            now = await self._now(batch)
+            if now.is_late:
+                now = await self._expire(now)
+            if now.status != status:
                 return None
         return self._runtime.status().info
 
@@ -313,6 +328,8 @@ class Batches:
             }
             for row in exports.openai_rows(connection, run.spec):
                 self._go_on()
+                if row["status"] is None and batch.is_over:
+                    row["status"] = "expired"
                 name = "output" if row["status"] == "ok" else "error"
                 files[name].write(openai_batch.result_line(**row) + "\n")
                 lines[name] += 1
