@@ -16,7 +16,13 @@ from core.store import Store
 
 KEYS = itertools.count()
 HOUR = dt.timedelta(hours=1)
-NOW = dt.datetime.now(dt.UTC).replace(minute=0, second=0, microsecond=0)  # the tests may outlast the hour
+
+
+def this_hour() -> dt.datetime:
+    return dt.datetime.now(dt.UTC).replace(minute=0, second=0, microsecond=0)
+
+
+NOW = this_hour()  # the tests may outlast the hour
 
 
 @pytest.fixture
@@ -148,16 +154,17 @@ def test_percentiles_are_numpys(usage, durations):
 
 
 def test_an_hour_that_is_over_is_read_once_and_the_one_that_runs_each_time(usage, monkeypatch):
-    record(usage, at=NOW - 3 * HOUR)
+    now = this_hour()
+    record(usage, at=now - 3 * HOUR)
     usage.flush()
-    before = usage.hours(NOW - 3 * HOUR)
+    before = usage.hours(now - 3 * HOUR)
     read_from = []
     original = usage._hours_from
     monkeypatch.setattr(
         usage, "_hours_from", lambda hour, key_id: read_from.append(hour) or original(hour, key_id)
     )
-    record(usage)
+    record(usage, at=now)
     usage.flush()
-    after = usage.hours(NOW - 3 * HOUR)
+    after = usage.hours(now - 3 * HOUR)
     assert after[:2] == before[:2] and after[3].requests == before[3].requests + 1
-    assert read_from[0] >= NOW - HOUR
+    assert read_from[0] >= now - HOUR
