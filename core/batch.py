@@ -1,9 +1,7 @@
 """One run at work: rows into the engine, answers onto the disk.
 
-A run's rows go through the engine with a bounded number in flight; answers are
-kept in transactions at most half a second apart. Whatever ends the work, a
-stop, an error or a kill, what was kept stays and the rest is pending: starting
-the run again does exactly the rows that have no result.
+So many at once as the engine takes; answers are kept in transactions at most half a second apart.
+What was kept stays, whatever ends the work; starting again does exactly the rows without a result.
 """
 
 from __future__ import annotations
@@ -258,29 +256,30 @@ class BatchJob:
         return await self._in_reader(self._preparer.follow, item, answer)
 
     async def _generate_all(self, reader: Any, pending: Any, engine: Engine) -> None:
-        """Feed rows to as many workers as the engine has batch slots; then the suspects, one by one."""
+        """Feed rows to as many workers as the engine takes at once; then the suspects, one by one."""
         queue: asyncio.Queue[Item | None] = asyncio.Queue(maxsize=2 * _CHUNK_ROWS)
-        slots = min(engine.info.batch_slots, max(1, len(pending)))
+        slots, rows = engine.info.batch_slots, max(1, len(pending))
+        slots, workers = min(slots, rows), min(slots + engine.info.batch_ahead, rows)
         self._suspects.clear()  # those from before a full disk are pending again
         self._tail_started = None
         try:
             async with asyncio.TaskGroup() as group:
-                group.create_task(self._feed(reader, pending, queue, slots))
-                for _slot in range(slots):
+                group.create_task(self._feed(reader, pending, queue, workers))
+                for _worker in range(workers):
                     group.create_task(self._serve(queue, slots))
         except BaseExceptionGroup as failures:
             raise failures.exceptions[0] from failures  # the others met the same: the engine is gone
         for item in self._suspects:
             await self._generate(item, deaths_allowed=0)
 
-    async def _feed(self, reader: Any, pending: Any, queue: Any, slots: int) -> None:
+    async def _feed(self, reader: Any, pending: Any, queue: Any, workers: int) -> None:
         for start in range(0, len(pending), _CHUNK_ROWS):
             for ready in await self._in_reader(self._prepare, reader, pending[start : start + _CHUNK_ROWS]):
                 if isinstance(ready, Result):
                     self._keeper.add(ready, generated=False)
                 else:
                     await queue.put(ready)
-        for _slot in range(slots):
+        for _worker in range(workers):
             await queue.put(None)
 
     def _prepare(self, reader: duckdb.DuckDBPyConnection, positions: Any) -> list[Item | Result]:

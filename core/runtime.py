@@ -228,7 +228,7 @@ class Runtime:
         """While the engine restarts, as many as before: who holds one waits for it."""
         engine = self._state.engine
         if engine is not None:
-            self._known_slots = engine.info.batch_slots
+            self._known_slots = engine.info.batch_slots + engine.info.batch_ahead
         return self._known_slots
 
     def _begin(self, phase: EnginePhase, stage: str, spec: EngineSpec | None) -> int:

@@ -222,6 +222,7 @@ class EngineSpec:
     max_lora_rank: int | None = None
     max_cpu_loras: int | None = None
     speculative_config: Mapping[str, Any] | None = None
+    reasoning_parser: str | None = None
     trust_remote_code: bool = False
 
 
@@ -229,8 +230,9 @@ class EngineSpec:
 class EngineInfo:
     """What was loaded, with the values really in force.
 
-    `model` is the name to show, `batch_slots` the requests a batch may keep in
-    flight, `kv_cache_tokens` the tokens that fit the KV cache (None if unknown). `cannot` says
+    `model` is the name to show, `batch_slots` the requests of a batch that are answered at once,
+    `batch_ahead` those that may wait inside the engine for the places of others,
+    `kv_cache_tokens` the tokens that fit the KV cache (None if unknown). `cannot` says
     of each feature that this engine lacks why, `cannot_params` of each sampling parameter.
     `weights_bytes`: memory of the weights as the engine reports it, None where it doesn't.
     `vocabulary_size`: token ids are below it; None where nobody says.
@@ -254,6 +256,7 @@ class EngineInfo:
     cannot_params: Mapping[str, str] = field(default_factory=dict)
     weights_bytes: int | None = None
     vocabulary_size: int | None = None
+    batch_ahead: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

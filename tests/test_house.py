@@ -18,6 +18,7 @@ HEAVY = {
         "core/engines/vllm_info.py",
         "core/engines/vllm_lora.py",
         "core/engines/vllm_params.py",
+        "core/engines/vllm_scheduler.py",
         "core/engines/vllm_start.py",
         "core/engines/vllm_stats.py",
     },

@@ -7,6 +7,7 @@ import pytest
 
 from core.engines import vllm_scheduler
 from core.engines.vllm_scheduler import AFTER_CHAT_S, FIRST_LOT, LEAST_LOT, STEP_S, paced
+from core.engines.vllm_settings import CHAT_SLOTS
 from core.types import Priority
 
 pytestmark = pytest.mark.engine
@@ -203,6 +204,17 @@ def test_a_chat_that_finds_no_room_in_the_cache_does_not_hold_the_batch_for_ever
     assert of(Priority.CHAT, plans[0]) == 0
     assert any(document in plan for plan in plans)
     assert sum(plan.get(chat, 0) for plan in plans) >= 1000
+
+
+def test_rows_that_wait_inside_leave_places_to_chats_and_follow_at_once(engine):
+    for _ in range(80):
+        engine.ask(Priority.BATCH, 32, answer=3)
+    first = engine.step()
+    assert len(first) == 64 - CHAT_SLOTS
+    chats = [engine.ask(Priority.CHAT, 40) for _ in range(CHAT_SLOTS)]
+    assert set(chats) < set(engine.step())
+    engine.step()  # the first rows have their three tokens
+    assert of(Priority.BATCH, engine.step()) == 32 * 24
 
 
 def test_the_slots_are_never_more_than_there_are(engine):

@@ -49,6 +49,7 @@ def describe(
         max_model_len=config.model_config.max_model_len,
         max_num_seqs=config.scheduler_config.max_num_seqs,
         batch_slots=choice.batch_slots,
+        batch_ahead=choice.batch_slots // 4 if config.scheduler_config.scheduler_cls else 0,
         kv_cache_tokens=tokens,
         kv_cache_bytes=cache_bytes,
         has_chat_template=tokenizer.has_chat_template,

@@ -5,6 +5,10 @@ waits for the step at work, the one planned behind it, and its own: a second on 
 wave of a batch's prompts goes in. Smaller steps for good cost the batch 5%. So, while somebody
 chats and for a while after, a step reads a lot of the batch's prompts at most, as large as keeps
 steps at `STEP_S`; and a step that reads a chat's prompt reads none of the batch's.
+
+At any time `CHAT_SLOTS` places are a chat's. So more of a batch than it has places for may wait inside
+the engine, which then needs nobody to fill the places of rows that end, a thousand at once where
+all answers are equally long.
 """
 
 from __future__ import annotations
@@ -12,6 +16,7 @@ from __future__ import annotations
 import time
 from typing import Any
 
+from core.engines.vllm_settings import CHAT_SLOTS
 from core.types import Priority
 
 AFTER_CHAT_S = 30.0
@@ -61,8 +66,10 @@ class Pacing:
         now = time.monotonic()
         if self._chats:
             self._quiet_from = now + AFTER_CHAT_S
+        free = CHAT_SLOTS - len(self._chats)
+        places = self.max_num_running_reqs - max(0, free)
         if now >= self._quiet_from:
-            return super().schedule(*arguments, **options)
+            return self._limited(arguments, options, places=places)
         coming = [chat for chat in self._chats if _is_unread(chat) and chat.status.name in _READY]
         if coming and not self._chat_stuck:
             output = self._chats_only(coming, arguments, options)
@@ -70,7 +77,7 @@ class Pacing:
             self._chat_stuck = not any(chat.request_id in output.num_scheduled_tokens for chat in coming)
             return output
         self._chat_stuck = False
-        return self._one_lot(arguments, options)
+        return self._one_lot(arguments, options, places)
 
     def update_from_output(self, scheduler_output: Any, *arguments: Any, **options: Any) -> Any:
         """Sizes the lot by what full steps took: a tenth less when too long, a little more when short."""
@@ -98,24 +105,24 @@ class Pacing:
         finally:
             self.running = self.running + aside
 
-    def _one_lot(self, arguments: Any, options: Any) -> Any:
+    def _one_lot(self, arguments: Any, options: Any, places: int) -> Any:
         """A step with everybody's answers and a lot of the batch's prompts."""
         answering = sum(not each.is_prefill_chunk for each in self.running)
         tokens = answering * (1 + self.num_spec_tokens) + self.lot
-        output = self._limited(arguments, options, tokens=min(tokens, self.max_num_scheduled_tokens))
+        tokens = min(tokens, self.max_num_scheduled_tokens)
+        output = self._limited(arguments, options, places=places, tokens=tokens)
         if output.total_num_scheduled_tokens >= tokens:
             self._filled.add(id(output))
         return output
 
-    def _limited(
-        self, arguments: Any, options: Any, *, tokens: int | None = None, places: int | None = None
-    ) -> Any:
+    def _limited(self, arguments: Any, options: Any, *, places: int, tokens: int | None = None) -> Any:
+        """vLLM's own schedule, with so many places and tokens for this step at most."""
         names = ("max_num_scheduled_tokens", "max_num_running_reqs", "max_num_active_reqs")
         limits = {name: getattr(self, name) for name in names if hasattr(self, name)}
         try:
             for name, limit in limits.items():
-                wanted = tokens if name == "max_num_scheduled_tokens" else places
-                setattr(self, name, limit if wanted is None else min(limit, wanted))
+                wanted = (tokens or limit) if name == "max_num_scheduled_tokens" else places
+                setattr(self, name, min(limit, wanted))
             return super().schedule(*arguments, **options)
         finally:
             for name, limit in limits.items():
