@@ -12,6 +12,7 @@ from typing import Any
 
 from starlette.exceptions import HTTPException
 
+from core import memory
 from core.api import live
 from core.api.live import Call
 from core.api.openai_errors import RETRY_LATER, HttpError
@@ -55,7 +56,9 @@ async def make(engine: VllmEngine, slots: Slots) -> VllmApp:
     """Build it, in a thread: half a second of imports and tokenizers, in which no chat would go on."""
     proxy = EngineProxy(engine, slots)
     tasks = await proxy.get_supported_tasks()
-    return await asyncio.to_thread(_build, engine, proxy, tasks)
+    app = await asyncio.to_thread(_build, engine, proxy, tasks)
+    await asyncio.to_thread(memory.settle)  # as after a load: the web frameworks stay
+    return app
 
 
 def _build(engine: VllmEngine, proxy: EngineProxy, tasks: Any) -> VllmApp:
@@ -87,6 +90,8 @@ def _assembled(engine: VllmEngine, proxy: EngineProxy, tasks: Any, tool_parser: 
     asked += ["--enable-prompt-tokens-details", "--disable-fastapi-docs"]
     asked += ["--enable-auto-tool-choice", "--tool-call-parser", tool_parser]
     arguments = make_arg_parser(FlexibleArgumentParser()).parse_args(asked)
+    # vLLM hands it on while it makes its own engine
+    arguments.structured_outputs_config.reasoning_parser = engine.spec.reasoning_parser or ""
     arguments.allowed_origins = []  # no page of another site; the gate sees to that
     validate_parsed_serve_args(arguments)
     app = build_app(arguments, tasks, proxy.model_config)
