@@ -52,12 +52,8 @@ def edit(run: Run, store: Store, instructions: Instructions) -> int:
 def instructions_of(run: Run) -> Instructions:
     """What is asked now, to be edited."""
     spec = run.spec
-    prompt = spec.prompt
-    asked = {name: getattr(prompt, name) for name in type(prompt).model_fields}
-    if prompt.prompt_column is not None:
-        asked["template"] = ""
-    return Instructions(
-        **asked,
+    return Instructions.asking(
+        spec.prompt,
         params=spec.params,
         answer_column=spec.answer_column,
         overflow=spec.overflow,

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import datetime as dt
-from collections.abc import Mapping
-from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -161,34 +159,27 @@ class ForecastSpec(Strict):
     seconds: float | None = None
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Instructions:
-    """What to do with each row: the fields of `PromptSpec`, flat, and the rest of what is asked.
+class Instructions(PromptSpec):
+    """What to do with each row: how it becomes a chat, and the rest of what is asked.
 
     `template` or `prompt_column` in mode "template"; `engine` None: what is loaded.
     """
 
-    mode: PromptMode = "template"
-    template: str = ""
-    prompt_column: str | None = None
-    instruction: str = ""
-    fields: tuple[str, ...] = ()
-    messages_column: str | None = None
-    system: str = ""
-    turns: tuple[str, ...] = ()
-    turns_column: str | None = None
-    examples: tuple[ExampleSpec, ...] = ()
-    param_columns: Mapping[str, str] = field(default_factory=dict)
-    adapter: str | None = None
-    adapter_column: str | None = None
-    batch_lines: BatchLinesSpec | None = None
-    params: Mapping[str, Any] = field(default_factory=dict)
+    params: dict[str, Any] = Field(default_factory=dict)
     answer_column: str = "answer"
-    overflow: OverflowSpec = field(default_factory=OverflowSpec)
-    output: OutputSpec = field(default_factory=OutputSpec)
+    overflow: OverflowSpec = OverflowSpec()
+    output: OutputSpec = OutputSpec()
     evaluation: EvaluationSpec | None = None
-    plan: PlanSpec = field(default_factory=PlanSpec)
+    plan: PlanSpec = PlanSpec()
     engine: EngineSpec | None = None
+
+    @classmethod
+    def asking(cls, prompt: PromptSpec, **rest: Any) -> Self:
+        """Instructions with this prompt, to be edited: a column that is the whole prompt has no template."""
+        asked = {name: getattr(prompt, name) for name in PromptSpec.model_fields}
+        if prompt.prompt_column is not None:
+            asked["template"] = ""
+        return cls(**asked, **rest)
 
 
 class RunSpec(Strict):

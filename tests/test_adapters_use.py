@@ -145,7 +145,7 @@ def test_an_edit_of_the_adapter_asks_only_rows_that_it_changes(jobs, batches, tm
     run = jobs.stage(table(tmp_path, rows), instructions=asked)
     finish(jobs, run)
     before = exported(run, tmp_path)
-    revisions.edit(run, batches.store, replace(asked, adapter="blue"))
+    revisions.edit(run, batches.store, asked.model_copy(update={"adapter": "blue"}))
     assert finish(jobs, run).generated == 2
     after = exported(run, tmp_path)
     assert before[0]["answer"] == after[0]["answer"]

@@ -217,7 +217,7 @@ def test_a_plan_younger_than_the_answers_does_not_double_them(jobs, tmp_path):
 def edited(batches, run, **changes):
     """How many requests an edit of the parameters costs."""
     asked = revisions.instructions_of(run)
-    revisions.edit(run, batches.store, replace(asked, params={**asked.params, **changes}))
+    revisions.edit(run, batches.store, asked.model_copy(update={"params": {**asked.params, **changes}}))
     return finish(batches.jobs, run).generated
 
 
@@ -278,9 +278,11 @@ def test_the_mean_logprob_is_over_the_answers_own_tokens(jobs, tmp_path):
     table = write_csv(tmp_path / "t.csv", ["text"], [["a b c d e"]])
     plain = Instructions(template="{{ text }}", params={"logprobs": 0}, output=OutputSpec(logprobs=True))
     for asked in (
-        replace(plain, turns=("Why?",)),
-        replace(plain, params={"logprobs": 0, "n": 3}),
-        replace(plain, params={"logprobs": 0, "n": 3}, output=OutputSpec(logprobs=True, samples="rows")),
+        plain.model_copy(update={"turns": ("Why?",)}),
+        plain.model_copy(update={"params": {"logprobs": 0, "n": 3}}),
+        plain.model_copy(
+            update={"params": {"logprobs": 0, "n": 3}, "output": OutputSpec(logprobs=True, samples="rows")}
+        ),
     ):
         run = jobs.stage(table, instructions=asked)
         finish(jobs, run)

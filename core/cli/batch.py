@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import json
-from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -189,14 +188,14 @@ def batch(
             shown = few_shot.load_examples(
                 examples, prompt_of(instructions), examples_answer, count=examples_count
             )
-            instructions = replace(instructions, examples=shown)
+            instructions = instructions.model_copy(update={"examples": shown})
     else:
         _check_resume(context)
     with Session(load_settings()) as session:
         if resume is None:
             spec = session.engine_spec(engine_asked)
             spec = session.adapters.needed(spec, [adapter], by_row=adapter_column is not None)
-            instructions = replace(instructions, engine=spec)
+            instructions = instructions.model_copy(update={"engine": spec})
             run = session.stage(input, instructions, options, limit)
         else:
             run = session.reopen(resume, engine_asked, retry_failed=retry_failed, max_tokens=redo_truncated)

@@ -10,7 +10,7 @@ import streamlit as st
 from core import openai_batch, prompts, revisions, tables
 from core.errors import WorkbenchError
 from core.jobs import Staging
-from core.run_spec import Instructions, PromptSpec
+from core.run_spec import Instructions
 from core.runs import Run
 from core.store import new_id
 from pages.parts import forecast_card, queue_panel, run_actions, session, structured_form, table_preview
@@ -174,10 +174,7 @@ def _promoted(run: Run) -> Instructions | None:
     promoted = st.session_state.get(session.PROMOTED)
     if promoted is None or promoted.setdefault("run_id", run.run_id) != run.run_id:
         return None
-    asked = {name: getattr(promoted["prompt"], name) for name in PromptSpec.model_fields}
-    if asked["prompt_column"] is not None:
-        asked["template"] = ""
-    return Instructions(**asked, params=promoted["params"])
+    return Instructions.asking(promoted["prompt"], params=promoted["params"])
 
 
 def _first(run: Run, info: tables.TableInfo) -> Instructions:
