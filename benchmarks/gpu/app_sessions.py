@@ -57,14 +57,26 @@ class Session:
                 message = ForwardMsg.FromString(data)
                 self.counted.update(messages=1, bytes=len(data))
                 self._take(message)
+                self._news.set()
             raise RuntimeError(f"/{self.page}: the server has closed the connection")
+
+    def has_drawn(self) -> bool:
+        """Whether it has polled, and drawn both the page and a fragment that was polled for."""
+        return all(self.counted[name] for name in ("polls", "fragments", "redraws"))
+
+    async def until_drawn(self) -> None:
+        while not self.has_drawn():
+            await self._message()
 
     async def button(self, label: str) -> tuple[str, str]:
         """Wait for one whose text begins so; its id and its fragment's."""
         while not (found := [where for text, where in self._buttons.items() if text.startswith(label)]):
-            self._news.clear()
-            await self._news.wait()
+            await self._message()
         return found[0]
+
+    async def _message(self) -> None:
+        self._news.clear()
+        await self._news.wait()
 
     async def press(self, label: str) -> None:
         button, fragment = await self.button(label)
@@ -141,7 +153,6 @@ class Session:
                 raise RuntimeError(f"/{self.page}: {element.alert.body}")
             case "button" if not element.button.disabled:
                 self._buttons[element.button.label] = element.button.id, delta.fragment_id
-                self._news.set()
 
     def _start_polling(self, fragment: str, interval_s: float) -> None:
         interval, _task = self._polls.get(fragment, (None, None))

@@ -91,8 +91,13 @@ class App:
             "hit_rate": session.cached_tokens / session.prompt_tokens,
         }
 
-    async def measure(self, run_id: str, sessions: int, redraw_s: float) -> tuple[dict, list[Session]]:
-        """One run with so many sessions; its figures, and what the sessions counted."""
+    async def measure(
+        self, run_id: str, sessions: int, redraw_s: float, *, warm_up: bool = False
+    ) -> tuple[dict[str, Any], list[Session]]:
+        """One run with so many sessions; its figures, and what the sessions counted.
+
+        To warm up, they stay until every page was drawn, which takes its modules' imports.
+        """
         visits = []
         for number in range(sessions):
             page = _PAGES[number % len(_PAGES)]
@@ -105,11 +110,15 @@ class App:
             figures = await self.finish(run_id)
             figures["app_cpu_share"] = (self.cpu_s() - cpu_s) / figures["work_s"]
             figures["clients_cpu_share"] = (time.process_time() - own_cpu_s) / figures["work_s"]
+            if warm_up:
+                await asyncio.gather(*(visit.until_drawn() for visit in visits))
             for task in tasks:
                 task.cancel()
         for visit in visits:
-            counted = visit.counted
-            assert counted["polls"] and counted["fragments"] and counted["redraws"], (visit.page, counted)
+            if not visit.has_drawn():
+                raise SystemExit(
+                    f"/{visit.page} did not poll, or the run was too short for that: {visit.counted}"
+                )
         return figures, visits
 
 
@@ -175,7 +184,7 @@ async def measure_all(app: App, run_ids: list[str], options: argparse.Namespace)
     await app.until_ready()
     say(what="load", seconds=time.monotonic() - started, model=options.model.name,
         streamlit=importlib.metadata.version("streamlit"))  # fmt: skip
-    await app.measure(run_ids[0], options.sessions, options.redraw)  # the pages' modules are loaded now, too
+    await app.measure(run_ids[0], options.sessions, options.redraw, warm_up=True)
     rates: dict[int, list[float]] = {0: [], options.sessions: []}
     received: dict[str, Counter] = {}
     drawn_s: list[float] = []
