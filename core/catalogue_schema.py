@@ -35,265 +35,271 @@ class _Utc(sa.types.TypeDecorator[dt.datetime]):
         return None if value is None else value.replace(tzinfo=dt.UTC)
 
 
-runs = sa.Table(
+def _table(name: str, *columns: sa.Column[Any] | sa.Constraint, **options: Any) -> sa.Table:
+    return sa.Table(name, _metadata, *columns, **options)
+
+
+# columns that are never NULL; sa.Column says the others
+
+
+def _key(name: str) -> sa.Column[str]:
+    return sa.Column(name, sa.Text, primary_key=True)
+
+
+def _text(name: str, **options: Any) -> sa.Column[str]:
+    return sa.Column(name, sa.Text, nullable=False, **options)
+
+
+def _integer(name: str, **options: Any) -> sa.Column[int]:
+    return sa.Column(name, sa.Integer, nullable=False, **options)
+
+
+def _json(name: str, **options: Any) -> sa.Column[Any]:
+    return sa.Column(name, _Json, nullable=False, **options)
+
+
+def _time(name: str, **options: Any) -> sa.Column[dt.datetime]:
+    return sa.Column(name, _Utc, nullable=False, **options)
+
+
+def _process(name: str) -> tuple[sa.Column[int], sa.Column[float]]:
+    """A process that works on the row. Its id alone could be a later process with the same number."""
+    return sa.Column(f"{name}_pid", sa.Integer), sa.Column(f"{name}_started", sa.Float)
+
+
+runs = _table(
     "runs",
-    _metadata,
-    sa.Column("run_id", sa.Text, primary_key=True),
-    sa.Column("created_at", _Utc, nullable=False, index=True),
-    sa.Column("name", sa.Text, nullable=False),
-    sa.Column("state", sa.Text, nullable=False),
-    sa.Column("message", sa.Text, nullable=False, default=""),
-    sa.Column("model", sa.Text, nullable=False, default=""),
-    sa.Column("rows", sa.Integer, nullable=False, default=0),
-    sa.Column("ok", sa.Integer, nullable=False, default=0),
-    sa.Column("errors", sa.Integer, nullable=False, default=0),
-    sa.Column("skipped", sa.Integer, nullable=False, default=0),
-    sa.Column("prompt_tokens", sa.Integer, nullable=False, default=0),
-    sa.Column("output_tokens", sa.Integer, nullable=False, default=0),
+    _key("run_id"),
+    _time("created_at", index=True),
+    _text("name"),
+    _text("state"),
+    _text("message", default=""),
+    _text("model", default=""),
+    _integer("rows", default=0),
+    _integer("ok", default=0),
+    _integer("errors", default=0),
+    _integer("skipped", default=0),
+    _integer("prompt_tokens", default=0),
+    _integer("output_tokens", default=0),
     sa.Column("wall_s", sa.Float, nullable=False, default=0.0),
-    # who works on it: a process id alone could be a later process with the same number
-    sa.Column("owner_pid", sa.Integer),
-    sa.Column("owner_started", sa.Float),
+    *_process("owner"),
     # columns that came later need a server_default: catalogues of before get them when they are opened
-    sa.Column("priority", sa.Integer, nullable=False, server_default="0"),
-    sa.Column("shared", sa.Integer, nullable=False, server_default="0"),
+    _integer("priority", server_default="0"),
+    _integer("shared", server_default="0"),
 )
-conversations = sa.Table(
+conversations = _table(
     "conversations",
-    _metadata,
-    sa.Column("conversation_id", sa.Text, primary_key=True),
-    sa.Column("created_at", _Utc, nullable=False),
-    sa.Column("updated_at", _Utc, nullable=False, index=True),
-    sa.Column("title", sa.Text, nullable=False, default=""),
-    sa.Column("system", sa.Text, nullable=False, default=""),
-    sa.Column("params", _Json, nullable=False, default=dict),
-    sa.Column("options", _Json, nullable=False, server_default="{}"),
+    _key("conversation_id"),
+    _time("created_at"),
+    _time("updated_at", index=True),
+    _text("title", default=""),
+    _text("system", default=""),
+    _json("params", default=dict),
+    _json("options", server_default="{}"),
     # the newest message of the branch that is shown; NULL: the one with the highest position
     sa.Column("head_id", sa.Text),
 )
-messages = sa.Table(
+messages = _table(
     "messages",
-    _metadata,
-    sa.Column("message_id", sa.Text, primary_key=True),
-    sa.Column("conversation_id", sa.Text, nullable=False, index=True),
-    sa.Column("position", sa.Integer, nullable=False),
-    sa.Column("role", sa.Text, nullable=False),
-    sa.Column("content", sa.Text, nullable=False, default=""),
-    sa.Column("state", sa.Text, nullable=False, default="complete"),
-    sa.Column("details", _Json, nullable=False, default=dict),
+    _key("message_id"),
+    _text("conversation_id", index=True),
+    _integer("position"),
+    _text("role"),
+    _text("content", default=""),
+    _text("state", default="complete"),
+    _json("details", default=dict),
     # the message it follows; NULL: the first of its branch. `position` counts in the order of making
     sa.Column("parent_id", sa.Text),
     sa.UniqueConstraint("conversation_id", "position"),
 )
-presets = sa.Table(
+presets = _table(
     "presets",
-    _metadata,
-    sa.Column("name", sa.Text, primary_key=True),
-    sa.Column("updated_at", _Utc, nullable=False),
-    sa.Column("params", _Json, nullable=False),
-    sa.Column("about", sa.Text, nullable=False, server_default=""),
+    _key("name"),
+    _time("updated_at"),
+    _json("params"),
+    _text("about", server_default=""),
 )
-wrappers = sa.Table(
+wrappers = _table(
     "wrappers",
-    _metadata,
-    sa.Column("name", sa.Text, primary_key=True),
-    sa.Column("updated_at", _Utc, nullable=False),
-    sa.Column("body", _Json, nullable=False),
+    _key("name"),
+    _time("updated_at"),
+    _json("body"),
 )
-comparisons = sa.Table(
+comparisons = _table(
     "comparisons",
-    _metadata,
-    sa.Column("comparison_id", sa.Text, primary_key=True),
-    sa.Column("created_at", _Utc, nullable=False, index=True),
-    sa.Column("body", _Json, nullable=False),
-    sa.Column("name", sa.Text, nullable=False, server_default=""),
+    _key("comparison_id"),
+    _time("created_at", index=True),
+    _json("body"),
+    _text("name", server_default=""),
 )
 # one answer of a comparison: prompt, parameter set and sample are places in its specification
-compare_cells = sa.Table(
+compare_cells = _table(
     "compare_cells",
-    _metadata,
-    sa.Column("comparison_id", sa.Text, primary_key=True),
+    _key("comparison_id"),
     sa.Column("prompt", sa.Integer, primary_key=True),
     sa.Column("parameter_set", sa.Integer, primary_key=True),
     sa.Column("sample", sa.Integer, primary_key=True),
-    sa.Column("state", sa.Text, nullable=False),
-    sa.Column("text", sa.Text, nullable=False),
-    sa.Column("details", _Json, nullable=False),
+    _text("state"),
+    _text("text"),
+    _json("details"),
 )
 # which of two answers to the same prompt somebody found better; `winner` is "a", "b" or "tie"
-compare_votes = sa.Table(
+compare_votes = _table(
     "compare_votes",
-    _metadata,
-    sa.Column("vote_id", sa.Text, primary_key=True),
-    sa.Column("comparison_id", sa.Text, nullable=False, index=True),
-    sa.Column("created_at", _Utc, nullable=False),
-    sa.Column("voter", sa.Text, nullable=False),
-    sa.Column("prompt", sa.Integer, nullable=False),
-    sa.Column("sample", sa.Integer, nullable=False),
-    sa.Column("set_a", sa.Integer, nullable=False),
-    sa.Column("set_b", sa.Integer, nullable=False),
-    sa.Column("winner", sa.Text, nullable=False),
-    sa.Column("details", _Json, nullable=False),
+    _key("vote_id"),
+    _text("comparison_id", index=True),
+    _time("created_at"),
+    _text("voter"),
+    _integer("prompt"),
+    _integer("sample"),
+    _integer("set_a"),
+    _integer("set_b"),
+    _text("winner"),
+    _json("details"),
 )
 
 # servers with OpenAI's API; their keys are in `core.secrets`
-endpoints = sa.Table(
+endpoints = _table(
     "endpoints",
-    _metadata,
-    sa.Column("base_url", sa.Text, primary_key=True),
-    sa.Column("name", sa.Text, nullable=False),
-    sa.Column("updated_at", _Utc, nullable=False),
+    _key("base_url"),
+    _text("name"),
+    _time("updated_at"),
 )
 # LoRA adapters; a number is never used again, as an engine may still know it
-adapters = sa.Table(
+adapters = _table(
     "adapters",
-    _metadata,
     sa.Column("number", sa.Integer, primary_key=True),
-    sa.Column("name", sa.Text, nullable=False, unique=True),
-    sa.Column("folder", sa.Text, nullable=False),
-    sa.Column("base", sa.Text, nullable=False),
-    sa.Column("rank", sa.Integer, nullable=False),
-    sa.Column("target_modules", _Json, nullable=False),
-    sa.Column("size_bytes", sa.Integer, nullable=False),
-    sa.Column("added_at", _Utc, nullable=False),
-    sa.Column("source", sa.Text, nullable=False),
+    _text("name", unique=True),
+    _text("folder"),
+    _text("base"),
+    _integer("rank"),
+    _json("target_modules"),
+    _integer("size_bytes"),
+    _time("added_at"),
+    _text("source"),
     sa.Column("checked_with", sa.Text),
     sqlite_autoincrement=True,
 )
 
 # a model that comes from a hub; `body` holds its files with sizes and checksums, `received` bytes of each
-downloads = sa.Table(
+downloads = _table(
     "downloads",
-    _metadata,
-    sa.Column("download_id", sa.Text, primary_key=True),
-    sa.Column("created_at", _Utc, nullable=False, index=True),
-    sa.Column("hub", sa.Text, nullable=False),
-    sa.Column("repo", sa.Text, nullable=False),
+    _key("download_id"),
+    _time("created_at", index=True),
+    _text("hub"),
+    _text("repo"),
     sa.Column("revision", sa.Text),
-    sa.Column("body", _Json, nullable=False),
-    sa.Column("state", sa.Text, nullable=False),
-    sa.Column("stage", sa.Text, nullable=False, default=""),
-    sa.Column("received", _Json, nullable=False, default=dict),
+    _json("body"),
+    _text("state"),
+    _text("stage", default=""),
+    _json("received", default=dict),
     sa.Column("bytes_per_s", sa.Float),
-    sa.Column("message", sa.Text, nullable=False, default=""),
-    sa.Column("hint", sa.Text, nullable=False, default=""),
+    _text("message", default=""),
+    _text("hint", default=""),
     sa.Column("kind", sa.Text),
     sa.Column("path", sa.Text),
-    # the process that fetches it: a process id alone could be a later process with the same number
-    sa.Column("worker_pid", sa.Integer),
-    sa.Column("worker_started", sa.Float),
+    *_process("worker"),
 )
 # what somebody allowed for one model: "pickle", "code"
-model_permissions = sa.Table(
+model_permissions = _table(
     "model_permissions",
-    _metadata,
-    sa.Column("model", sa.Text, primary_key=True),
-    sa.Column("permission", sa.Text, primary_key=True),
-    sa.Column("granted_at", _Utc, nullable=False),
+    _key("model"),
+    _key("permission"),
+    _time("granted_at"),
 )
 # when a model's folder or GGUF file was last loaded
-model_uses = sa.Table(
+model_uses = _table(
     "model_uses",
-    _metadata,
-    sa.Column("path", sa.Text, primary_key=True),
-    sa.Column("used_at", _Utc, nullable=False),
+    _key("path"),
+    _time("used_at"),
 )
 # folders and GGUF files that were imported and stay where they are
-imported_models = sa.Table(
+imported_models = _table(
     "imported_models",
-    _metadata,
-    sa.Column("name", sa.Text, primary_key=True),
-    sa.Column("path", sa.Text, nullable=False),
-    sa.Column("imported_at", _Utc, nullable=False),
+    _key("name"),
+    _text("path"),
+    _time("imported_at"),
 )
 # with which settings a model was loaded the last time that somebody kept them
-engine_settings = sa.Table(
+engine_settings = _table(
     "engine_settings",
-    _metadata,
-    sa.Column("model", sa.Text, primary_key=True),
-    sa.Column("updated_at", _Utc, nullable=False),
-    sa.Column("engine", sa.Text, nullable=False),
-    sa.Column("body", _Json, nullable=False),
+    _key("model"),
+    _time("updated_at"),
+    _text("engine"),
+    _json("body"),
 )
 
 # benchmarks; a point's details (each request, each second) are a file of its folder
-benchmarks = sa.Table(
+benchmarks = _table(
     "benchmarks",
-    _metadata,
-    sa.Column("benchmark_id", sa.Text, primary_key=True),
-    sa.Column("created_at", _Utc, nullable=False, index=True),
-    sa.Column("name", sa.Text, nullable=False),
-    sa.Column("kind", sa.Text, nullable=False),
-    sa.Column("state", sa.Text, nullable=False),
-    sa.Column("message", sa.Text, nullable=False, default=""),
+    _key("benchmark_id"),
+    _time("created_at", index=True),
+    _text("name"),
+    _text("kind"),
+    _text("state"),
+    _text("message", default=""),
     sa.Column("spec", _Json),
-    sa.Column("environment", _Json, nullable=False, default=dict),
+    _json("environment", default=dict),
     sa.Column("is_baseline", sa.Boolean, nullable=False, default=False),
     sa.Column("source", sa.Text),
-    sa.Column("owner_pid", sa.Integer),
-    sa.Column("owner_started", sa.Float),
+    *_process("owner"),
 )
-benchmark_points = sa.Table(
+benchmark_points = _table(
     "benchmark_points",
-    _metadata,
-    sa.Column("benchmark_id", sa.Text, primary_key=True),
+    _key("benchmark_id"),
     sa.Column("number", sa.Integer, primary_key=True),
-    sa.Column("repeat", sa.Integer, nullable=False),
+    _integer("repeat"),
     sa.Column("load", _Json),
-    sa.Column("result", _Json, nullable=False),
+    _json("result"),
     sa.Column("is_whole", sa.Boolean, nullable=False),
 )
 
 # keys of the API, hashed; what was asked with which
-api_keys = sa.Table(
+api_keys = _table(
     "api_keys",
-    _metadata,
-    sa.Column("key_id", sa.Text, primary_key=True),
-    sa.Column("name", sa.Text, nullable=False),
-    sa.Column("start", sa.Text, nullable=False),
-    sa.Column("digest", sa.Text, nullable=False, unique=True),
-    sa.Column("created_at", _Utc, nullable=False),
+    _key("key_id"),
+    _text("name"),
+    _text("start"),
+    _text("digest", unique=True),
+    _time("created_at"),
     sa.Column("revoked_at", _Utc),
     sa.Column("last_used_at", _Utc),
-    sa.Column("limits", _Json, nullable=False, default=dict),
+    _json("limits", default=dict),
 )
 # one answered or refused request; key_id is NULL without a key
-api_requests = sa.Table(
+api_requests = _table(
     "api_requests",
-    _metadata,
     sa.Column("number", sa.Integer, primary_key=True),
-    sa.Column("at", _Utc, nullable=False, index=True),
+    _time("at", index=True),
     sa.Column("key_id", sa.Text, index=True),
-    sa.Column("endpoint", sa.Text, nullable=False),
-    sa.Column("model", sa.Text, nullable=False, default=""),
-    sa.Column("status", sa.Integer, nullable=False),
+    _text("endpoint"),
+    _text("model", default=""),
+    _integer("status"),
     sa.Column("duration_s", sa.Float, nullable=False),
     sa.Column("ttft_s", sa.Float),
-    sa.Column("prompt_tokens", sa.Integer, nullable=False, default=0),
-    sa.Column("output_tokens", sa.Integer, nullable=False, default=0),
+    _integer("prompt_tokens", default=0),
+    _integer("output_tokens", default=0),
     sqlite_autoincrement=True,
 )
 # /v1/files: what was uploaded for a batch, and what batches gave back; bytes lie in the workspace
-api_files = sa.Table(
+api_files = _table(
     "api_files",
-    _metadata,
-    sa.Column("file_id", sa.Text, primary_key=True),
-    sa.Column("created_at", _Utc, nullable=False, index=True),
+    _key("file_id"),
+    _time("created_at", index=True),
     sa.Column("key_id", sa.Text),
-    sa.Column("filename", sa.Text, nullable=False),
-    sa.Column("purpose", sa.Text, nullable=False),
-    sa.Column("size_bytes", sa.Integer, nullable=False),
-    sa.Column("details", _Json, nullable=False, default=dict),
+    _text("filename"),
+    _text("purpose"),
+    _integer("size_bytes"),
+    _json("details", default=dict),
 )
 # /v1/batches: each is a run
-api_batches = sa.Table(
+api_batches = _table(
     "api_batches",
-    _metadata,
-    sa.Column("batch_id", sa.Text, primary_key=True),
-    sa.Column("created_at", _Utc, nullable=False, index=True),
+    _key("batch_id"),
+    _time("created_at", index=True),
     sa.Column("key_id", sa.Text),
     sa.Column("run_id", sa.Text),
-    sa.Column("body", _Json, nullable=False),
+    _json("body"),
 )
 
 
