@@ -20,7 +20,7 @@ from core.machine import Machine
 from core.named_values import NamedValue, did_you_mean
 from core.types import EngineName, EngineSpec
 
-Group = Literal["model", "main", "memory", "speed", "parallel", "adapters", "trust"]
+Group = Literal["model", "main", "memory", "speed", "parallel", "adapters", "api", "trust"]
 GROUPS: Mapping[Group, str] = {
     "model": "Which model",
     "main": "Settings that matter",
@@ -28,6 +28,7 @@ GROUPS: Mapping[Group, str] = {
     "speed": "Speed",
     "parallel": "Several GPUs or machines",
     "adapters": "LoRA adapters",
+    "api": "The API",
     "trust": "Trust",
 }
 LOCAL: tuple[EngineName, ...] = ("vllm", "transformers", "llamacpp", "scripted")
@@ -188,6 +189,11 @@ SETTINGS: tuple[Setting, ...] = (
         name="max_cpu_loras", title="Adapters kept in RAM", kind="int", group="adapters", minimum=1,
         maximum=4096, automatic="as many as at once",
         help="Adapters that wait in the machine's memory, so that they need not be read again.",
+    ),
+    Setting(
+        name="reasoning_parser", title="Reasoning parser", kind="text", group="api", automatic="none",
+        help="Of a model that thinks, the API's chats give what it thought apart from its answer. vLLM's "
+        "names, such as qwen3, deepseek_r1 or granite.",
     ),
     Setting(
         name="trust_remote_code", title="Run the model's own code", kind="bool", group="trust",

@@ -45,6 +45,11 @@ class Tokenizer:
             self._fast.no_padding()
 
     @property
+    def inner(self) -> Any:
+        """That of transformers, for what looks at its vocabulary."""
+        return self._tokenizer
+
+    @property
     def has_chat_template(self) -> bool:
         return bool(self._tokenizer.chat_template)
 

@@ -40,6 +40,7 @@ from core.engines.vllm_params import (
 )
 from core.engines.vllm_settings import choose
 from core.engines.vllm_start import (
+    check_reasoning_parser,
     child_environment,
     error_types,
     explain,
@@ -47,6 +48,7 @@ from core.engines.vllm_start import (
     import_vllm,
     lasting_environment,
     start,
+    structured_at_once,
 )
 from core.engines.vllm_stats import Counters, stat_logger
 from core.engines.vllm_structures import Structures
@@ -97,6 +99,8 @@ def load(
     import_vllm()
     facts = read_facts(model, spec)
     tokenizer = Tokenizer(model.name, model.folder, trust_remote_code=spec.trust_remote_code)
+    if spec.reasoning_parser is not None:
+        check_reasoning_parser(spec.reasoning_parser, tokenizer.inner)
     device = find_device(spec)
     choice = choose(spec, facts, device)
     counters = Counters()
@@ -282,6 +286,7 @@ class VllmEngine:
         async with self.entering(request, params) as adapter:
             with self._errors():
                 more = {"lora_request": adapter, "priority": int(request.priority)}
+                more |= structured_at_once(self.spec)
                 generated = self.client().generate({"prompt_token_ids": ids}, params, name, **more)
                 async with contextlib.aclosing(generated) as outputs:
                     async for output in outputs:

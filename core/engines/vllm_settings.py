@@ -36,6 +36,7 @@ _PASSED_ON = (
     "pipeline_parallel_size",
     "data_parallel_size",
     "distributed_executor_backend",
+    "reasoning_parser",
 )
 _CUDA_GRAPH_SEQUENCES = 512
 """The most sequences of a step that vLLM records a graph for by default: beyond, each kernel is launched."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import inspect
 import os
 import platform
 import re
@@ -19,6 +20,7 @@ from core.engines.vllm_scheduler import paced
 from core.engines.vllm_settings import Choice, DeviceFacts
 from core.engines.vllm_worker import WeightsReport
 from core.errors import EngineError, EngineLoadError
+from core.named_values import did_you_mean
 from core.types import EngineSpec
 
 _REMEDIES = (
@@ -64,6 +66,38 @@ def start(spec: EngineSpec, model: LocalModel, choice: Choice, stat_logger: Call
         **choice.arguments,
     )
     return AsyncLLM.from_engine_args(arguments, stat_loggers=[stat_logger])
+
+
+def check_reasoning_parser(name: str, tokenizer: Any) -> None:
+    """Raise EngineLoadError where vLLM has no such parser, or it looks for what the model doesn't write.
+
+    `tokenizer` is that of transformers. Later it would be the engine's process that meets it, and ends.
+    """
+    from vllm.reasoning import ReasoningParserManager
+
+    known = sorted(ReasoningParserManager.list_registered())
+    if name not in known:
+        hint = did_you_mean(name, known, f"It has: {', '.join(known)}.")
+        raise EngineLoadError(f"vLLM has no reasoning parser {name!r}.", hint=hint)
+    try:
+        ReasoningParserManager.get_reasoning_parser(name)(tokenizer)
+    except Exception as error:  # each parser has errors of its own
+        raise EngineLoadError(
+            f"The reasoning parser {name!r} is not for this model: {plain(str(error))}",
+            hint="Choose that of the model's family, or leave reasoning_parser empty.",
+        ) from error
+
+
+def structured_at_once(spec: EngineSpec) -> dict[str, bool]:
+    """What `generate` is told so that an answer obeys its structure from its start, not after a thought."""
+    return {"reasoning_ended": True} if spec.reasoning_parser is not None and _knows_of_thoughts() else {}
+
+
+@functools.cache
+def _knows_of_thoughts() -> bool:
+    from vllm.v1.engine.async_llm import AsyncLLM
+
+    return "reasoning_ended" in inspect.signature(AsyncLLM.generate).parameters
 
 
 def find_device(spec: EngineSpec | None = None) -> DeviceFacts:
