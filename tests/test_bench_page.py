@@ -7,6 +7,7 @@ import pytest
 from apps import button, opened, turned_to, until
 
 from core.bench.spec import BenchSpec, Load, RandomWorkload, TableWorkload
+from core.errors import WorkbenchError
 from core.run_spec import PromptSpec
 from pages.parts import bench_actions, session
 
@@ -262,6 +263,19 @@ def test_parameters_and_adapters_of_rows_stay_in_a_form_that_has_no_fields_for_t
     press(app, "Start")
     until(app, is_idle)
     assert session.benchmarks().recent()[0].spec.workload == workload
+
+
+def test_an_end_that_the_full_disk_did_not_take_is_shown_with_its_reason(app, monkeypatch):
+    def full(*_values):
+        raise WorkbenchError("The catalogue can't be written: database or disk is full.")
+
+    monkeypatch.setattr(session.benchmarks()._kept, "end", full)
+    fill(app, Prompts=4, Tokens_in=8, Tokens_out=2)
+    press(app, "Start")
+    until(app, is_idle)
+    assert "Its end is not written down yet." in words(app) and "disk is full" in words(app)
+    press(app, "See the result")
+    assert "disk is full" in app.warning[0].value and metrics(app)["Answered"] == "4"
 
 
 def test_a_form_says_that_its_table_went_with_the_benchmark(app, tmp_path):

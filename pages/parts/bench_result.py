@@ -81,6 +81,8 @@ def _header(view: BenchView) -> None:
     if view.state in _MESSAGES:
         words, say = _MESSAGES[view.state]
         say(f"{words} {plain_text(view.message)}".strip())
+    elif view.message:  # it is complete, and the disk too full to say so
+        st.warning(plain_text(view.message))
 
 
 def _table(view: BenchView) -> None:
