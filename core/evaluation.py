@@ -7,7 +7,6 @@ the summary, with what it was made from. It is made again only when the answers 
 
 from __future__ import annotations
 
-import contextlib
 import itertools
 import threading
 import time
@@ -23,6 +22,7 @@ from core import evals, references, results, tables
 from core.errors import ParameterError, RunError, TableError
 from core.references import APPLICABLE, Confusion, ReferenceType
 from core.run_spec import EvaluationSpec
+from core.transactions import transaction
 
 CHRF_ROWS = 20_000
 """chrF is slow: about 1,500 pairs of 60 words a second on one core, where the rest do 10,000."""
@@ -120,16 +120,11 @@ def evaluate(
         results.create(connection)  # a run of an older version lacks columns
         summary = kept(connection, spec)
         if summary is None:
-            connection.execute("BEGIN")
             try:
-                summary = _make(connection, spec, column, on_progress or (lambda done, rows: None))
-                connection.execute("COMMIT")
-            except BaseException as error:
-                with contextlib.suppress(duckdb.Error):  # a failed COMMIT has already rolled back
-                    connection.execute("ROLLBACK")
-                if isinstance(error, duckdb.Error):
-                    raise RunError(f"The scores can't be kept: {error}.", hint="Is the disk full?") from error
-                raise
+                with transaction(connection):
+                    summary = _make(connection, spec, column, on_progress or (lambda done, rows: None))
+            except duckdb.Error as error:
+                raise RunError(f"The scores can't be kept: {error}.", hint="Is the disk full?") from error
     return summary
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import time
 from collections.abc import Iterable, Mapping, Sequence
@@ -13,6 +12,7 @@ import duckdb
 import pyarrow as pa
 
 from core import tables
+from core.transactions import transaction
 
 RowStatus = Literal["ok", "error", "skipped"]
 
@@ -164,16 +164,10 @@ def share_kept(connection: duckdb.DuckDBPyConnection) -> None:
 
     After that such rows have all a fresh result, or none: a plan may be younger than the results.
     """
-    connection.execute("BEGIN")
-    try:
+    with transaction(connection):
         connection.execute(f"CREATE OR REPLACE TEMP TABLE owed AS {_OWED}")
         connection.execute("DELETE FROM results WHERE _row IN (SELECT _row FROM owed)")
         connection.execute("INSERT INTO results BY NAME SELECT * FROM owed")
-        connection.execute("COMMIT")
-    except BaseException:
-        with contextlib.suppress(duckdb.Error):
-            connection.execute("ROLLBACK")
-        raise
 
 
 # of several results the first good one is given; its own row, not whom that one got it from, is named
@@ -308,8 +302,7 @@ def append(
         ],
         schema=_SCHEMA,
     )
-    connection.execute("BEGIN")
-    try:
+    with transaction(connection):
         counts = _with(counts, results)
         if results:
             if share:
@@ -326,11 +319,6 @@ def append(
             [now, reading.work_s, counts.done, reading.output_tokens_per_s, reading.kv_cache_usage,
              reading.prefix_hit_rate],
         )  # fmt: skip
-        connection.execute("COMMIT")
-    except BaseException:
-        with contextlib.suppress(duckdb.Error):  # a failed COMMIT has already rolled back
-            connection.execute("ROLLBACK")
-        raise
     return counts
 
 

@@ -11,12 +11,11 @@ planned    only when the rows are reordered: the requests' own cells (position, 
 
 from __future__ import annotations
 
-import contextlib
 import json
 import threading
 import time
 import weakref
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
 from typing import Any
 
@@ -29,6 +28,7 @@ from core.planning.plan_making import PlanInfo, PlanMaker, Report, Texts
 from core.recipes import Recipe
 from core.results import InputRow
 from core.run_spec import PlanSpec, PromptSpec, RunSpec
+from core.transactions import transaction
 
 __all__ = ["PlanInfo", "Report", "info", "make", "pending", "plan_run", "read"]
 
@@ -93,7 +93,7 @@ def make(
         if found is not None and found.made_for == made_for:
             return found
         started = time.monotonic()
-        with _transaction(connection):
+        with transaction(connection):
             texts = Texts.of(names, columns)
             maker = PlanMaker(connection, texts, fields, fixed_chars, on_progress or (lambda stage: None))
             length = next((at for at, column in enumerate(columns) if column.name == answer_length), None)
@@ -110,18 +110,6 @@ def _lock(connection: duckdb.DuckDBPyConnection) -> threading.Lock:
     [(path,)] = connection.execute(query).fetchall()
     with _guard:
         return _making.setdefault(path or "", threading.Lock())
-
-
-@contextlib.contextmanager
-def _transaction(connection: duckdb.DuckDBPyConnection) -> Iterator[None]:
-    connection.execute("BEGIN")
-    try:
-        yield
-        connection.execute("COMMIT")
-    except BaseException:
-        with contextlib.suppress(duckdb.Error):  # a commit that failed has already rolled back
-            connection.execute("ROLLBACK")
-        raise
 
 
 def info(connection: duckdb.DuckDBPyConnection) -> PlanInfo | None:

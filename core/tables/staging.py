@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict
@@ -29,6 +28,7 @@ from core.tables.types import (
     unique_names,
     widen_type,
 )
+from core.transactions import transaction
 
 FORMATS_IN: Mapping[str, str] = MappingProxyType(
     {
@@ -120,8 +120,7 @@ def stage_file(
 ) -> TableInfo:
     check_file(path)
     format = _format(path)
-    con.execute("BEGIN")
-    try:
+    with transaction(con):
         con.execute("DROP TABLE IF EXISTS input")
         if format == "parquet":
             found = _stage_parquet(path, con, limit, on_progress)
@@ -130,11 +129,6 @@ def stage_file(
             found = _Stager(path, con, reader, limit, on_progress).run(format)
         con.execute("CREATE OR REPLACE TABLE input_info (info VARCHAR)")
         con.execute("INSERT INTO input_info VALUES (?)", [json.dumps(asdict(found))])
-        con.execute("COMMIT")
-    except BaseException:
-        with contextlib.suppress(duckdb.Error):  # a commit that failed, on a full disk say, has rolled back
-            con.execute("ROLLBACK")
-        raise
     return found
 
 
