@@ -45,6 +45,7 @@ HEAVY = {
     },
 }
 PURE = {
+    "core/api/cors.py",
     "core/bench/metrics.py",
     "core/bench/knee.py",
     "core/bench/outlook.py",
@@ -53,7 +54,6 @@ PURE = {
     "core/bench/roofline.py",
     "core/bench/differences.py",
     "core/bench/figures.py",
-    "core/named_values.py",
     "core/named_values.py",
     "core/sampling.py",
     "core/sampling_rules.py",
