@@ -46,7 +46,7 @@ from core.store import Store
 
 _RUN = "batch of the run"
 _PAGES = (_RUN, "", "chat", "batch", "compare", _RUN, "benchmark", "models", "api", _RUN)
-_PATIENCE_S = 1800
+_PATIENCE_S, _PRESS_PATIENCE_S = 1800, 90
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,7 +70,7 @@ class App:
 
     async def start(self, run_id: str) -> None:
         """As a user does it: the draft's page, the button."""
-        async with asyncio.TaskGroup() as group:
+        async with asyncio.timeout(_PRESS_PATIENCE_S), asyncio.TaskGroup() as group:
             visit = Session(self.port, "batch", f"run={run_id}", redraw_s=_PATIENCE_S)
             staying = group.create_task(visit.stay())
             await visit.press("Run ")
@@ -215,6 +215,7 @@ def main() -> None:
     parser.add_argument("--redraw", type=float, default=5.0)
     parser.add_argument("--repeats", type=int, default=2)
     options = parser.parse_args()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit("ended from outside"))  # which ends the app, too
     say_conditions()
     with tempfile.TemporaryDirectory() as temporary:
         settings = Settings(home=Path(temporary))
