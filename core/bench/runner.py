@@ -178,7 +178,8 @@ class Benchmarks:
     def import_file(self, name: str, data: bytes) -> str:
         """Keep a file of `vllm bench`, or of another workbench, as a benchmark; returns its id.
 
-        `name` is the file's, kept as the source. Raises BenchError for a file that is no result.
+        `name` is the file's, kept as the source. Raises BenchError for a file that is no result, and on a
+        full disk; then nothing of it is kept.
         """
         found = files.load(data)
         source = Path(name.replace("\\", "/")).name[:_LONGEST_NAME] or "a file"
@@ -189,10 +190,14 @@ class Benchmarks:
             environment=found.environment,
             source=source,
         )
-        for number, point in enumerate(found.points):
-            point = replace(point, number=number)
-            text = to_text(files.to_json(point, found.spec, found.environment))
-            self._kept.add_point(benchmark_id, _summary(point), text)
+        try:
+            for number, point in enumerate(found.points):
+                point = replace(point, number=number)
+                text = to_text(files.to_json(point, found.spec, found.environment))
+                self._kept.add_point(benchmark_id, _summary(point), text)
+        except WorkbenchError:
+            self._kept.delete(benchmark_id)  # half of it would look like all of it
+            raise
         return benchmark_id
 
     def close(self) -> None:
