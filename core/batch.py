@@ -55,7 +55,6 @@ class Progress:
     work_s: float
     output_tokens_per_s: float | None
     eta_s: float | None
-    rows_per_s: float | None = None
     cached_share: float | None = None
     message: str = ""
 
@@ -126,7 +125,6 @@ class BatchJob:
             generated=work.generated,
             work_s=self._earlier_s + self.work_s,
             output_tokens_per_s=rate,
-            rows_per_s=rows_per_s,
             eta_s=(self.rows - self.counts.done) / rows_per_s if rows_per_s else None,
             cached_share=work.cached_tokens / work.prompt_tokens if work.prompt_tokens else None,
             message=self.message,

@@ -62,7 +62,6 @@ def test_pickle_alone_needs_permission():
 
 def test_code_needs_permission_and_is_not_missed_where_it_is_not_needed():
     found = repo("config.json", "model.safetensors", "modeling_x.py", own_code=True)
-    assert found.has_code
     assert "modeling_x.py" in refused(found)
     demand(found, choose(found))
     assert "modeling_x.py" in taken(found, allowed={"code"})

@@ -78,7 +78,7 @@ def test_requests_are_written_and_questions_answered(start: Callable[..., Worker
     assert (text(three, 0), text(three, 1)) == ("d", "d")
     stats = worker.stats()
     assert (stats.running, stats.waiting, stats.prompt_tokens, stats.output_tokens) == (0, 0, 3, 6 + 3 + 2)
-    assert loop.run(worker.ask("held")) == worker.ask_now("held") == 0
+    assert loop.run(worker.ask("held")) == 0
     with pytest.raises(RequestRejected, match="Nothing to go on from"):
         loop.run(write(worker, ""))
     with pytest.raises(RequestRejected, match="no letter comes after a question mark"):
@@ -126,7 +126,7 @@ def test_the_death_of_the_process_ends_what_is_pending(
 
 def test_closing_ends_the_process_and_what_is_pending(start: Callable[..., Worker], loop: LoopThread) -> None:
     worker = start(step_s=0.01)
-    process = psutil.Process(worker.ask_now("pid"))
+    process = psutil.Process(loop.run(worker.ask("pid")))
     pending = loop.spawn(write(worker, "a", ignore_eos=True, max_tokens=60))
     while not worker.stats().running:
         time.sleep(0.01)

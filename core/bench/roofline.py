@@ -136,10 +136,6 @@ class Roof:
         moved = self.work.weights_bytes(math.inf) if prompts else 0.0
         return max(computed / self.flops / self.copies, moved / self.bandwidth)
 
-    def prompt_tokens_per_s(self, tokens: int) -> float:
-        """The most of prompts of so many tokens."""
-        return self.copies * tokens / (self.work.prompt_flops(tokens) / self.flops)
-
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Reached:

@@ -135,10 +135,6 @@ class Votes:
         """Oldest first."""
         return self._cells.votes(comparison_id)
 
-    def voters(self, comparison_id: str) -> list[str]:
-        """Who has voted, in the order of their first votes."""
-        return list(dict.fromkeys(vote.voter for vote in self.list(comparison_id)))
-
     def _spec(self, comparison_id: str) -> ComparisonSpec:
         kept = self._cells.find(comparison_id)
         if kept is None:

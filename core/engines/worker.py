@@ -191,10 +191,6 @@ class Worker:
             self._outbox.put(("stop", number))
             raise
 
-    def ask_now(self, method: str, *arguments: Any) -> Any:
-        """As `ask`, from any thread, which waits: also the loop's, for what takes no time."""
-        return self._send_question(method, arguments)[1].result()
-
     def _send_question(
         self, method: str, arguments: tuple[Any, ...]
     ) -> tuple[int, concurrent.futures.Future[Any]]:

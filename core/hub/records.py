@@ -35,10 +35,6 @@ class FileProgress:
     size_bytes: int
     received_bytes: int
 
-    @property
-    def is_done(self) -> bool:
-        return self.received_bytes >= self.size_bytes
-
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Download:

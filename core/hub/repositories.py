@@ -97,14 +97,6 @@ class RepoFiles:
         return any(file.is_top and file.suffix == ".safetensors" for file in self.files)
 
     @property
-    def has_pickle(self) -> bool:
-        return any(file.is_pickle for file in self.files)
-
-    @property
-    def has_code(self) -> bool:
-        return self.own_code or any(file.suffix == ".py" for file in self.files)
-
-    @property
     def is_adapter(self) -> bool:
         return any(file.path == "adapter_config.json" for file in self.files)
 

@@ -88,10 +88,6 @@ class ModelFacts:
     weights_bytes: int | None = None
     needs_code: bool = False
 
-    @property
-    def sliding_layers(self) -> int:
-        return sum(group.layers for group in self.attention if group.window)
-
     def with_tensors(self, tensors: headers.Tensors) -> ModelFacts:
         """The same with what the headers of its weights say."""
         counted = tensors.total_numbers if self.quantization is None else self.parameters

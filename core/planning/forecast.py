@@ -51,9 +51,9 @@ class Forecast:
     answers are left out). prompt_bins: n + 1 edges in tokens, prompt_counts: requests in each of
     the n bins. over_limit: requests that don't fit `max_model_len` (or the most tokens asked for).
     unusable: requests that end without the engine. cached_share: share of the prompt tokens that
-    repeat what the request before began with, in whole KV-cache blocks. output_tokens_mean:
-    of a row that is asked. output_basis, seconds_basis: sentences that say where the figures come
-    from; output_is_bound: `output_tokens` is the most there can be.
+    repeat what the request before began with, in whole KV-cache blocks. output_basis,
+    seconds_basis: sentences that say where the figures come from; output_is_bound: `output_tokens` is
+    the most there can be.
     """
 
     rows: int
@@ -70,7 +70,6 @@ class Forecast:
     unusable: int
     cached_share: float | None
     output_tokens: int
-    output_tokens_mean: float
     output_is_bound: bool
     output_basis: str
     seconds: float | None
@@ -145,7 +144,6 @@ def forecast(run: Run, engine: Engine, store: Store) -> Forecast:
         unusable=round((sample.looked_at - sample.usable) * scale),
         cached_share=cached,
         output_tokens=output_tokens,
-        output_tokens_mean=mean,
         output_is_bound=is_bound,
         output_basis=basis,
         seconds=seconds,

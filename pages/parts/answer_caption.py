@@ -55,12 +55,8 @@ def figures_of(state: str, details: Mapping[str, Any]) -> str:
     return " · ".join(words)
 
 
-def live_caption(live: LiveAnswer) -> None:
-    """The same line while the answer grows, always one line high."""
-    st.caption(live_figures(live))
-
-
 def live_figures(live: LiveAnswer) -> str:
+    """The same line while the answer grows, always one line high."""
     if live.phase == "waiting":
         return "Waiting for the engine…"
     if live.phase == "stopping":
