@@ -42,8 +42,8 @@ def served(home, **settings):
         yield address
         children = psutil.Process(process.pid).children(recursive=True)
         process.send_signal(signal.SIGINT)
-        process.wait(30)
-        _, alive = psutil.wait_procs(children, timeout=15)
+        process.wait(90)
+        _, alive = psutil.wait_procs(children, timeout=30)
         assert not alive, f"left behind: {alive}"
     finally:
         process.kill()
