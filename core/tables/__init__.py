@@ -67,24 +67,24 @@ class Preview:
 
 def stage(
     path: Path,
-    con: duckdb.DuckDBPyConnection,
+    connection: duckdb.DuckDBPyConnection,
     *,
     options: ReadOptions = _DETECT,
     limit: int | None = None,
     on_progress: Progress | None = None,
 ) -> TableInfo:
-    """Read the file, or its first `limit` rows, into the table `input` of `con`, in one transaction.
+    """Read the file, or its first `limit` rows, into the table `input` of `connection`, in one transaction.
 
-    Replaces a table staged before. Raises TableError, and then leaves `con` as it was.
+    Replaces a table staged before. Raises TableError, and then leaves `connection` as it was.
     """
-    return stage_file(Path(path), con, options, limit, on_progress, None)
+    return stage_file(Path(path), connection, options, limit, on_progress, None)
 
 
-def info(con: duckdb.DuckDBPyConnection) -> TableInfo:
+def info(connection: duckdb.DuckDBPyConnection) -> TableInfo:
     """What `stage` put into this database. Raises TableError when it holds no table."""
     try:
         # fetchall, because a result that isn't read to its end keeps the connection busy.
-        [(text,)] = con.execute("SELECT info FROM input_info").fetchall()
+        [(text,)] = connection.execute("SELECT info FROM input_info").fetchall()
     except duckdb.CatalogException as error:
         raise TableError("This database holds no staged table.", hint="Stage a file first.") from error
     fields = json.loads(text)
@@ -106,11 +106,11 @@ def preview(path: Path, *, options: ReadOptions = _DETECT, rows: int = 20) -> Pr
     The encoding is judged by the file's first 32 MB; `stage` looks at all of it. Raises TableError.
     """
     path = Path(path)
-    with duckdb.connect(":memory:") as con:
-        found = stage_file(path, con, options, rows, None, _PREVIEW_BYTES)
+    with duckdb.connect(":memory:") as connection:
+        found = stage_file(path, connection, options, rows, None, _PREVIEW_BYTES)
         names = ", ".join(f"c{n}" for n in range(len(found.columns)))
-        cells = con.execute(f"SELECT {names} FROM input ORDER BY _row").fetchall()
-        problems = con.execute(
+        cells = connection.execute(f"SELECT {names} FROM input ORDER BY _row").fetchall()
+        problems = connection.execute(
             "SELECT _problem FROM input WHERE _problem IS NOT NULL ORDER BY _row"
         ).fetchall()
     decoded = [

@@ -112,7 +112,7 @@ def _open(path: Path, format: str, options: ReadOptions, sample_bytes: int | Non
 
 def stage_file(
     path: Path,
-    con: duckdb.DuckDBPyConnection,
+    connection: duckdb.DuckDBPyConnection,
     options: ReadOptions,
     limit: int | None,
     on_progress: Progress | None,
@@ -120,15 +120,15 @@ def stage_file(
 ) -> TableInfo:
     check_file(path)
     format = _format(path)
-    with transaction(con):
-        con.execute("DROP TABLE IF EXISTS input")
+    with transaction(connection):
+        connection.execute("DROP TABLE IF EXISTS input")
         if format == "parquet":
-            found = _stage_parquet(path, con, limit, on_progress)
+            found = _stage_parquet(path, connection, limit, on_progress)
         else:
             reader = _open(path, format, options, sample_bytes)
-            found = _Stager(path, con, reader, limit, on_progress).run(format)
-        con.execute("CREATE OR REPLACE TABLE input_info (info VARCHAR)")
-        con.execute("INSERT INTO input_info VALUES (?)", [json.dumps(asdict(found))])
+            found = _Stager(path, connection, reader, limit, on_progress).run(format)
+        connection.execute("CREATE OR REPLACE TABLE input_info (info VARCHAR)")
+        connection.execute("INSERT INTO input_info VALUES (?)", [json.dumps(asdict(found))])
     return found
 
 
@@ -138,12 +138,12 @@ class _Stager:
     def __init__(
         self,
         path: Path,
-        con: duckdb.DuckDBPyConnection,
+        connection: duckdb.DuckDBPyConnection,
         reader: Reader,
         limit: int | None,
         on_progress: Progress | None,
     ) -> None:
-        self.path, self.con, self.reader = path, con, reader
+        self.path, self.connection, self.reader = path, connection, reader
         self.limit, self.on_progress = limit, on_progress
         self.rows = self.problems = 0
         self.types: list[str] = []
@@ -213,7 +213,7 @@ class _Stager:
             pyarrow.array(column, type=type_) for column, (_, type_) in zip(meta, _META, strict=True)
         ] + [_text_array(column) for column in values]
         names = [name for name, _ in _META] + [f"c{n}" for n in range(width)]
-        _insert(self.con, pyarrow.RecordBatch.from_arrays(arrays, names=names))
+        _insert(self.connection, pyarrow.RecordBatch.from_arrays(arrays, names=names))
         self.rows += len(records)
         self.problems += sum(record.problem is not None for record in records)
         if self.on_progress is not None:
@@ -224,10 +224,10 @@ class _Stager:
         self.types += ["empty"] * len(added)
         if self.rows == 0:
             columns = "".join(f", c{n} VARCHAR" for n in added)
-            self.con.execute(f"CREATE OR REPLACE TABLE input ({_META_COLUMNS}{columns})")
+            self.connection.execute(f"CREATE OR REPLACE TABLE input ({_META_COLUMNS}{columns})")
             return
         for n in added:
-            self.con.execute(f"ALTER TABLE input ADD COLUMN c{n} VARCHAR")
+            self.connection.execute(f"ALTER TABLE input ADD COLUMN c{n} VARCHAR")
 
 
 def _padded(cells: Any, width: int) -> list[str | None]:
@@ -249,15 +249,15 @@ def _escape_surrogates(value: str | None) -> str | None:
 
 
 def _insert(
-    con: duckdb.DuckDBPyConnection, batch: Any, sql: str = "INSERT INTO input SELECT * FROM batch"
+    connection: duckdb.DuckDBPyConnection, batch: Any, sql: str = "INSERT INTO input SELECT * FROM batch"
 ) -> None:
-    # DuckDB finds `batch` by its name here. con.register() would put a view into the
+    # DuckDB finds `batch` by its name here. connection.register() would put a view into the
     # transaction, which then holds every batch until it ends (a GB for a GB).
-    con.execute(sql)
+    connection.execute(sql)
 
 
 def _stage_parquet(
-    path: Path, con: duckdb.DuckDBPyConnection, limit: int | None, on_progress: Progress | None
+    path: Path, connection: duckdb.DuckDBPyConnection, limit: int | None, on_progress: Progress | None
 ) -> TableInfo:
     try:
         with pyarrow.parquet.ParquetFile(path) as file:
@@ -271,7 +271,7 @@ def _stage_parquet(
             done = 0
             for batch in file.iter_batches(batch_size=_BATCH_ROWS, use_threads=False):
                 batch = batch.slice(0, rows - done) if created else batch.slice(0, rows)
-                _insert_native(con, batch, done, create=not created)
+                _insert_native(connection, batch, done, create=not created)
                 created = True
                 done += len(batch)
                 if on_progress is not None:
@@ -283,7 +283,7 @@ def _stage_parquet(
             f"{path.name} can't be read as Parquet: {str(error).splitlines()[0].rstrip('.')}.",
             hint="Write it again, or give another format.",
         ) from error
-    described = con.execute("DESCRIBE input").fetchall()[len(_META) :]
+    described = connection.execute("DESCRIBE input").fetchall()[len(_META) :]
     columns = tuple(
         Column(name, "native", _native_type(row[1])) for name, row in zip(names, described, strict=True)
     )
@@ -291,7 +291,7 @@ def _stage_parquet(
 
 
 def _insert_native(
-    con: duckdb.DuckDBPyConnection, batch: pyarrow.RecordBatch, first: int, *, create: bool
+    connection: duckdb.DuckDBPyConnection, batch: pyarrow.RecordBatch, first: int, *, create: bool
 ) -> None:
     rows = len(batch)
     numbers = pyarrow.array(range(first, first + rows), type=pyarrow.int64())
@@ -300,9 +300,9 @@ def _insert_native(
     names = [name for name, _ in _META] + [f"c{n}" for n in range(batch.num_columns)]
     whole = pyarrow.RecordBatch.from_arrays([numbers, lines, *empty, *batch.columns], names=names)
     if create:
-        _insert(con, whole, "CREATE TABLE input AS SELECT * FROM batch")
+        _insert(connection, whole, "CREATE TABLE input AS SELECT * FROM batch")
     else:
-        _insert(con, whole)
+        _insert(connection, whole)
 
 
 def _native_type(type_: str) -> str:

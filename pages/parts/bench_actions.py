@@ -13,6 +13,7 @@ from core.bench import report
 from core.bench.records import BenchView, Point
 from core.errors import WorkbenchError
 from pages.parts import bench_compare, bench_nav, session
+from pages.parts.actions import attempt
 from pages.parts.markdown import plain_text
 
 _POPOVER_PIXELS = 360
@@ -129,15 +130,15 @@ def _more_menu(view: BenchView) -> None:
         with st.form(f"bench:rename:{identity}", border=False):
             name = st.text_input("Name", view.name)
             if st.form_submit_button("Rename"):
-                _try(lambda: session.benchmarks().rename(identity, name))
+                attempt(lambda: session.benchmarks().rename(identity, name))
         if view.is_baseline:
             if st.button("No baseline any more", icon=":material/flag:", key="bench:baseline"):
-                _try(lambda: session.benchmarks().set_baseline(None))
+                attempt(lambda: session.benchmarks().set_baseline(None))
         elif view.points and st.button(
             "Make it the baseline", icon=":material/flag:", key="bench:baseline",
             help="Others are held against it: what got worse is marked.",
         ):  # fmt: skip
-            _try(lambda: session.benchmarks().set_baseline(identity))
+            attempt(lambda: session.benchmarks().set_baseline(identity))
         _delete(view)
 
 
@@ -170,12 +171,3 @@ def _delete_now(view: BenchView, asked: str) -> None:
     if bench_nav.followed() == view.benchmark_id:
         bench_nav.follow(None)
     bench_nav.open_result(None)
-
-
-def _try(action: Callable[[], object]) -> None:
-    try:
-        action()
-    except WorkbenchError as error:
-        st.error(plain_text(str(error)))
-    else:
-        st.rerun()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 
 import streamlit as st
 
@@ -11,6 +11,7 @@ from core.comparing.spec import read_spec
 from core.errors import WorkbenchError
 from pages.parts import compare_draft as draft
 from pages.parts import session
+from pages.parts.actions import attempt
 from pages.parts.charts import counted
 from pages.parts.compare_use import export_menu, use_menu
 from pages.parts.markdown import plain_text
@@ -155,22 +156,13 @@ def _more_menu(view: ComparisonView) -> None:
         with st.form(f"compare:rename:{identity}", border=False):
             name = st.text_input("Name", view.name)
             if st.form_submit_button("Rename"):
-                _try(lambda: session.comparisons().rename(identity, name))
+                attempt(lambda: session.comparisons().rename(identity, name))
         if st.button("Repeat it", icon=":material/replay:", help="Ask everything again, as a new comparison"):
-            _try(lambda: show(session.comparisons().start(view.spec)))
+            attempt(lambda: show(session.comparisons().start(view.spec)))
         st.button(
             "Delete", icon=":material/delete:", key=f"compare:delete:{identity}", on_click=_delete,
             args=(identity,), help="With its answers and votes; there is no way back",
         )  # fmt: skip
-
-
-def _try(action: Callable[[], object]) -> None:
-    try:
-        action()
-    except WorkbenchError as error:
-        st.error(plain_text(str(error)))
-    else:
-        st.rerun()
 
 
 def _delete(comparison_id: str) -> None:
