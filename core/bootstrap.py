@@ -328,7 +328,7 @@ def start(command: str, port: int, extra: Sequence[str]) -> None:
         say(f"Starting the workbench at http://127.0.0.1:{port} (Ctrl-C ends it)")
         become(["-m", "streamlit", "run", "Home.py", "--server.port", str(port), *extra])
     elif command == "test":
-        become(["-m", "pytest", "-n", "2", "--durations=40", *extra])
+        become(["-m", "pytest", "--durations=40", *extra])
     elif command == "lint":
         done = subprocess.run([PYTHON, "-m", "ruff", "format", "--check", "."], cwd=ROOT, check=False)
         if done.returncode != 0:

@@ -1,4 +1,4 @@
-"""How `make test` spreads the tests over two workers: whole files, the long ones first.
+"""How `pytest -n 2` spreads the tests over two workers: whole files, the long ones first.
 
 All files whose tests use the one real engine go to the same worker, so that the other never loads it.
 Each worker keeps to its half of the processors: vLLM's threads wait for each other in a busy loop, and
