@@ -161,7 +161,7 @@ class Rig:
 
     def slowly(self) -> None:
         """Have answers take seconds, so that the search is caught at work."""
-        self.runtime.engine._seconds_per_token = 0.5
+        self.runtime.engine._seconds_per_token = 0.2
 
     def search(self, **values):
         self.tuning.start(self.plan(**values))
