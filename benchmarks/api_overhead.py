@@ -4,8 +4,10 @@
 
 vLLM's own client sends the same random prompts, all at once, to both servers in turns: same model, same
 engine settings, same libraries in the engine's process; loading and a warm-up are left out. Each server has
-the machine for itself. Prints output tokens/s of every turn, and the ratio of the medians. `--model`,
-`--setting name=value` (of the engine, for both) and `--concurrency` change what is measured.
+the machine for itself; with `--together` both are loaded once and take turns, for a GPU that holds both
+(`--setting gpu_memory_utilization=0.45`) and whose speed changes with time. Prints output tokens/s of every
+turn, and the ratio of the medians. `--model`, `--setting name=value` (of the engine, for both) and
+`--concurrency` change what is measured.
 """
 
 from __future__ import annotations
@@ -22,7 +24,6 @@ import subprocess
 import sys
 import tempfile
 import time
-import urllib.error
 import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
@@ -41,6 +42,8 @@ from core.settings import load_settings  # noqa: E402
 NAME = "measured"
 SEQUENCES = 128
 _PATIENCE_S = 300.0
+Server = tuple[str, int, int]
+"""The name of the model that it serves, its port and its process id."""
 
 
 def ours(model: str, settings: dict[str, str], port: int) -> list[str]:
@@ -57,13 +60,13 @@ def theirs(model: str, settings: dict[str, str], port: int) -> list[str]:
 
 
 @contextlib.contextmanager
-def serving(command: list[str], port: int, folder: Path) -> Iterator[tuple[str, int]]:
-    """Give the name of the served model, once it answers, and the server's process id; end it afterwards."""
+def serving(command: list[str], port: int, folder: Path) -> Iterator[Server]:
+    """Start it, and give it once it answers; end it afterwards."""
     log, variables = folder / "log", {**os.environ, "WORKBENCH_HOME": str(folder / "home")}
     with log.open("w") as output:
         process = subprocess.Popen(command, cwd=ROOT, env=variables, stdout=output, stderr=output)
     try:
-        yield _ready(process, port, log), process.pid
+        yield _ready(process, port, log), port, process.pid
     finally:
         process.send_signal(signal.SIGINT)
         try:
@@ -78,7 +81,7 @@ def _ready(process: subprocess.Popen[bytes], port: int, log: Path) -> str:
     while time.monotonic() < deadline:
         if process.poll() is not None:
             raise SystemExit(f"The server ended while it loaded:\n{log.read_text()[-2000:]}")
-        with contextlib.suppress(urllib.error.URLError, ConnectionError, KeyError, IndexError):
+        with contextlib.suppress(OSError, KeyError, IndexError):
             with urllib.request.urlopen(f"http://127.0.0.1:{port}/v1/models", timeout=5) as answer:
                 name = json.load(answer)["data"][0]["id"]
             with urllib.request.urlopen(f"http://127.0.0.1:{port}/health", timeout=5):
@@ -87,13 +90,13 @@ def _ready(process: subprocess.Popen[bytes], port: int, log: Path) -> str:
     raise SystemExit(f"The server did not come up:\n{log.read_text()[-2000:]}")
 
 
-def measure(port: int, name: str, model: str, asked: argparse.Namespace, folder: Path) -> dict:
+def measure(port: int, name: str, model: str, asked: argparse.Namespace, folder: Path, seed: int) -> dict:
     """One run of vLLM's client, which first warms up with requests of its own."""
     command = vllm_command.command(
         "bench", "serve", "--backend", "openai", "--base-url", f"http://127.0.0.1:{port}",
         "--model", name, "--tokenizer", model, "--dataset-name", "random", "--ignore-eos",
         "--random-input-len", str(asked.input), "--random-output-len", str(asked.output),
-        "--num-prompts", str(asked.prompts), "--num-warmups", "32", "--temperature", "0",
+        "--num-prompts", str(asked.prompts), "--num-warmups", "32", "--temperature", "0", "--seed", str(seed),
         "--save-result", "--result-dir", str(folder), "--result-filename", "result.json",
     )  # fmt: skip
     if asked.concurrency:
@@ -115,6 +118,16 @@ def cpu_seconds(pid: int) -> tuple[float, float]:
     return own, sum(others)
 
 
+def cost(
+    server: Server, model: str, asked: argparse.Namespace, folder: Path, turn: int
+) -> tuple[dict, list[float]]:
+    """What vLLM's client measured, and the CPU seconds of the server and of its engine meanwhile."""
+    name, port, pid = server
+    before = cpu_seconds(pid)
+    result = measure(port, name, model, asked, folder, seed=turn)  # nothing that is cached already
+    return result, [after - then for after, then in zip(cpu_seconds(pid), before, strict=True)]
+
+
 def free_port() -> int:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
@@ -130,6 +143,7 @@ def main() -> None:
     parser.add_argument("--output", type=int, default=64, help="tokens of each answer")
     parser.add_argument("--turns", type=int, default=3)
     parser.add_argument("--concurrency", type=int, help="requests at once; default: all")
+    parser.add_argument("--together", action="store_true", help="both servers loaded, taking turns")
     parser.add_argument("--model", help="a folder; default: the embedded model")
     parser.add_argument("--setting", action="append", default=[], metavar="NAME=VALUE")
     asked = parser.parse_args()
@@ -141,16 +155,21 @@ def main() -> None:
     settings |= dict(one.split("=", 1) for one in asked.setting)
     servers = {"core serve": ours, "vllm serve": theirs}
     found: dict[str, list[dict]] = {name: [] for name in servers}
-    with tempfile.TemporaryDirectory() as temporary:
-        folder = Path(temporary)
+    with contextlib.ExitStack() as stack:
+        folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
+        loaded: dict[str, Server] = {}
         for turn in range(asked.turns):
             # who begins changes: what warms up or slows down in time meets both
             for name in list(servers)[:: 1 if turn % 2 == 0 else -1]:
-                port = free_port()
-                with serving(servers[name](model, settings, port), port, folder) as (served, pid):
-                    before = cpu_seconds(pid)
-                    result = measure(port, served, model, asked, folder)
-                    used = [after - then for after, then in zip(cpu_seconds(pid), before, strict=True)]
+                with contextlib.ExitStack() as this_turn:
+                    if name not in loaded:
+                        port, own = free_port(), folder / f"{name}-{turn}"
+                        own.mkdir()
+                        server = serving(servers[name](model, settings, port), port, own)
+                        loaded[name] = (stack if asked.together else this_turn).enter_context(server)
+                    result, used = cost(loaded[name], model, asked, folder, turn)
+                if not asked.together:
+                    del loaded[name]
                 found[name].append(result)
                 print(
                     f"{name}: {result['output_throughput']:9,.1f} output tokens/s, TTFT p50 "
