@@ -124,6 +124,18 @@ def test_a_column_that_clashes_with_a_status_column_is_named(jobs, tmp_path):
         jobs.stage(path, instructions=Instructions(template="{{ text }}"))
 
 
+def test_rows_wait_inside_an_engine_that_has_room_for_that(make_batches, table):
+    runtime, _store, jobs = make_batches(scripted_tokens_per_s=30, max_num_seqs=2)
+    runtime.engine.info = replace(runtime.engine.info, batch_ahead=3)
+    run = jobs.stage(table, instructions=Instructions(template="Say {{ text }}"))
+    jobs.start(run.run_id)
+    until(lambda: runtime.engine.stats().running == 5)
+    most = 0
+    while jobs.progress(run.run_id).state in ("queued", "running"):
+        most = max(most, runtime.engine.stats().running)
+    assert most == 5
+
+
 def test_stop_keeps_what_is_done_and_resume_does_only_the_rest(make_batches, table, tmp_path):
     runtime, store, jobs = make_batches(scripted_tokens_per_s=30, max_num_seqs=2)
     run = jobs.stage(table, instructions=Instructions(template="Say {{ text }}"))

@@ -50,6 +50,7 @@ def test_info_tells_what_was_loaded(engine_runtime: Runtime) -> None:
     assert info.model == "SmolLM2-135M-Instruct"
     assert info.device.startswith("CPU, ")
     assert (info.max_model_len, info.batch_slots, info.max_num_seqs) == (8192, 32, 40)
+    assert info.batch_ahead == 8
     assert info.kv_cache_bytes == 400 << 20
     assert info.kv_cache_bytes // 23_040 - 32 <= info.kv_cache_tokens <= info.kv_cache_bytes // 23_040
     assert info.has_chat_template
