@@ -140,6 +140,26 @@ def test_further_turns_are_asked_after_the_answer(workspace, tmp_path):
     assert all(row["answer_turn_1"] and row["answer"] for row in exported(run, tmp_path))
 
 
+def test_turns_from_a_column_stay_when_the_prompt_is_changed_on_the_page(workspace, tmp_path):
+    text = 'film,more\nHeat,"[""And in one word?""]"\nUp,[]\n'
+    run = stage(tmp_path, text, Instructions(template="{{ film }}?", turns_column="more"))
+    app = open_page(run=run.run_id)
+    assert not [found for found in app.button if found.label == "Add a turn"]
+    choose(app, "Template", "Tell me of {{ film }}.")
+    assert run.spec.prompt.turns_column == "more"
+    assert press(app, run, "Run 2 rows").counts.ok == 2
+    assert [bool(row["answer_turns"]) for row in exported(run, tmp_path)] == [True, False]
+
+
+def test_turns_can_be_written_instead_of_those_of_a_column(workspace, tmp_path):
+    run = stage(tmp_path, "film,more\nUp,[]\n", Instructions(template="{{ film }}?", turns_column="more"))
+    app = open_page(run=run.run_id)
+    choose(app, "Further turns from the column more", False)
+    button(app, "Add a turn").click().run()
+    choose(app, "Turn 2", "In one word?")
+    assert (run.spec.prompt.turns_column, run.spec.prompt.turns) == (None, ("In one word?",))
+
+
 def test_a_table_of_the_servers_folder_becomes_a_draft(workspace, tmp_path, monkeypatch):
     (tmp_path / "tables").mkdir()
     (tmp_path / "tables" / "films.csv").write_text(FILMS)

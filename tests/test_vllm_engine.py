@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 from checkpoints import checkpoint
+from waiting import until
 
 from core import structured
 from core.engines import vllm_params, vllm_structures
@@ -267,9 +268,7 @@ def test_scores_do_not_hang_on_who_else_is_asking(engine_runtime: Runtime) -> No
 def test_cancelling_a_score_frees_its_slots(engine_runtime: Runtime) -> None:
     choices = [f"{number} is my answer" for number in range(100, 900)]
     future = engine_runtime.spawn(engine_runtime.engine.score(request("Which number?"), choices))
-    end = time.monotonic() + 10
-    while engine_runtime.status().stats.running < 2 and time.monotonic() < end:
-        time.sleep(0.01)
+    until(lambda: engine_runtime.status().stats.running)
     future.cancel()
     with pytest.raises(CancelledError):
         future.result()

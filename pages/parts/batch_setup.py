@@ -195,7 +195,7 @@ def _form(run: Run, info: tables.TableInfo, initial: Instructions) -> Instructio
     asked = prompt_form(run, info, initial)
     params = _params_form(run, initial)
     if asked["mode"] != "openai":
-        asked |= examples_and_turns(run, asked)
+        asked |= examples_and_turns(run, asked, initial)
     more, answer_params = answer_form(run, info, initial)
     if structured_form.problem(f"answers-{run.run_id}:shape"):
         st.caption("Complete the shape of the answers, or choose free text.")

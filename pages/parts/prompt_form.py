@@ -82,13 +82,15 @@ def _model_names(initial: Instructions) -> None:
         st.caption(plain_text(f"Model names mean what they meant when the batch came. {'; '.join(found)}."))
 
 
-def examples_and_turns(run: Run, asked: dict[str, Any]) -> dict[str, Any]:
+def examples_and_turns(run: Run, asked: dict[str, Any], initial: Instructions) -> dict[str, Any]:
     """Draw what comes before and after the prompt that was `asked`; gives fields of `Instructions`."""
     key = f"prompt-{run.run_id}"
     count = len(st.session_state[f"{key}:examples"]) + st.session_state[f"{key}:turns"]
     title = "Examples and further turns" + (f" ({count})" if count else "")
     with st.expander(title, key=f"{key}:more"):  # by its key it stays open when its title changes
         examples = () if asked["mode"] == "messages" else _examples(key, asked)
+        if _turns_from_column(key, initial.turns_column):
+            return {"examples": examples, "turns_column": initial.turns_column}
         return {"examples": examples, "turns": _turns(key)}
 
 
@@ -206,6 +208,17 @@ def _short(text: str) -> str:
 
 
 # -- turns -------------------------------------------------------------------------
+
+
+def _turns_from_column(key: str, column: str | None) -> bool:
+    """Whether each row's turns stay those of the column that the command line named."""
+    return column is not None and st.checkbox(
+        f"Further turns from the column {plain_text(column)}",
+        value=True,
+        key=f"{key}:turns-column",
+        help="Each cell holds a JSON list of questions. Without it, every row gets the turns written here.",
+        persist_state="session",
+    )
 
 
 def _turns(key: str) -> tuple[str, ...]:
