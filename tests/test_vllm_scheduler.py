@@ -76,6 +76,7 @@ class Engine:
             hash_block_size=32,
             log_stats=True,
         )
+        self.scheduler.holds_batch = True  # as on a GPU
         self.clock = clock
         self.number = 0
 
@@ -144,6 +145,15 @@ def test_a_step_with_a_chats_prompt_reads_none_of_the_batch_and_the_next_ones_a_
     assert after[chat] == 1
     assert sum(after.values()) == FIRST_LOT + 21
     assert after[rows[20]] == 200 - first[rows[20]]
+
+
+def test_on_a_cpu_a_chats_prompt_is_read_beside_a_lot_of_the_batch(engine):
+    engine.scheduler.holds_batch = False
+    for _ in range(60):
+        engine.ask(Priority.BATCH, 200)
+    chat = engine.ask(Priority.CHAT, 300)
+    plan = engine.step()
+    assert plan[chat] == 300 and sum(plan.values()) == FIRST_LOT
 
 
 def test_a_long_document_half_read_makes_way(engine):

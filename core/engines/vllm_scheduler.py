@@ -4,7 +4,8 @@ A step of vLLM reads as many prompt tokens as fit it (16,384 on a large GPU), an
 waits for the step at work, the one planned behind it, and its own: a second on a 7B model while a
 wave of a batch's prompts goes in. Smaller steps for good cost the batch 5%. So, while somebody
 chats and for a while after, a step reads a lot of the batch's prompts at most, as large as keeps
-steps at `STEP_S`; and a step that reads a chat's prompt reads none of the batch's.
+steps at `STEP_S`; and a step that reads a chat's prompt reads none of the batch's. On a CPU steps
+are small anyway, and each costs much by itself: there a chat every second took 15% of a batch.
 
 At any time `CHAT_SLOTS` places are a chat's. So more of a batch than it has places for may wait inside
 the engine, which then needs nobody to fill the places of rows that end, a thousand at once where
@@ -24,8 +25,8 @@ AFTER_CHAT_S = 30.0
 STEP_S = 0.05
 """What steps should take while somebody chats: a first token comes after two of them and a short one."""
 FIRST_LOT = 1024
-LEAST_LOT = 256
-"""On a CPU or with a very large model even this takes longer; with less, a batch would stand still."""
+LEAST_LOT = 512
+"""With a very large model even this takes longer; with less, a batch would stand still."""
 _READY = ("WAITING", "RUNNING", "PREEMPTED")
 
 
@@ -40,7 +41,7 @@ def paced(**arguments: Any) -> Any:
 
 
 class Pacing:
-    """Mixed into vLLM's Scheduler.
+    """Mixed into vLLM's Scheduler. `holds_batch`: a chat's prompt is read without any of the batch's.
 
     Of vLLM 0.26 to 0.33 it relies on `running` (requests with a place in the engine), `is_prefill_chunk` of
     a request (its prompt isn't read to its end), `max_num_scheduled_tokens` and `max_num_running_reqs`, in
@@ -50,6 +51,7 @@ class Pacing:
     def __init__(self, **arguments: Any) -> None:
         super().__init__(**arguments)
         self.lot = FIRST_LOT
+        self.holds_batch = arguments["vllm_config"].device_config.device_type != "cpu"
         self._chats: list[Any] = []
         self._quiet_from = float("-inf")
         self._chat_stuck = False
@@ -71,7 +73,7 @@ class Pacing:
         if now >= self._quiet_from:
             return self._limited(arguments, options, places=places)
         coming = [chat for chat in self._chats if _is_unread(chat) and chat.status.name in _READY]
-        if coming and not self._chat_stuck:
+        if coming and self.holds_batch and not self._chat_stuck:
             output = self._chats_only(coming, arguments, options)
             # no room in the KV cache: the batch must go on, or there never is
             self._chat_stuck = not any(chat.request_id in output.num_scheduled_tokens for chat in coming)
