@@ -80,7 +80,7 @@ class Engine:
         self.clock = clock
         self.number = 0
 
-    def ask(self, priority, tokens, answer=1000):
+    def ask(self, priority, tokens, answer=1000, **params):
         from vllm import SamplingParams
         from vllm.v1.request import Request
 
@@ -88,7 +88,7 @@ class Engine:
         request = Request(
             request_id=f"{priority.name}-{self.number}",
             prompt_token_ids=[100 + (self.number * 7919 + place) % 30000 for place in range(tokens)],
-            sampling_params=SamplingParams(max_tokens=answer, ignore_eos=True),
+            sampling_params=SamplingParams(max_tokens=answer, ignore_eos=True, **params),
             pooling_params=None,
             priority=int(priority),
             block_hasher=self.hasher,
@@ -225,6 +225,21 @@ def test_rows_that_wait_inside_leave_places_to_chats_and_follow_at_once(engine):
     assert set(chats) < set(engine.step())
     engine.step()  # the first rows have their three tokens
     assert of(Priority.BATCH, engine.step()) == 32 * 24
+
+
+@pytest.mark.parametrize("holds_batch", [True, False])
+def test_a_row_that_took_the_place_of_a_chat_which_never_came_does_not_end_the_engine(engine, holds_batch):
+    from vllm.sampling_params import StructuredOutputsParams
+
+    engine.scheduler.holds_batch = holds_batch
+    for _ in range(80):
+        engine.ask(Priority.BATCH, 32)
+    engine.step()
+    # its grammar is never compiled here
+    chat = engine.ask(Priority.CHAT, 40, structured_outputs=StructuredOutputsParams(choice=["a"]))
+    assert chat not in engine.step()
+    engine.end(chat)
+    assert of(Priority.BATCH, engine.step()) >= 64 - CHAT_SLOTS
 
 
 def test_the_slots_are_never_more_than_there_are(engine):

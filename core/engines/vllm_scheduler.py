@@ -118,7 +118,12 @@ class Pacing:
         return output
 
     def _limited(self, arguments: Any, options: Any, *, places: int, tokens: int | None = None) -> Any:
-        """vLLM's own schedule, with so many places and tokens for this step at most."""
+        """vLLM's own schedule, with so many places and tokens for this step at most.
+
+        Places that are taken stay taken, which vLLM asserts: a row may have that of a chat which was let
+        wait, for its grammar or adapter, and then went away.
+        """
+        places = max(places, len(self.running))
         names = ("max_num_scheduled_tokens", "max_num_running_reqs", "max_num_active_reqs")
         limits = {name: getattr(self, name) for name in names if hasattr(self, name)}
         try:
